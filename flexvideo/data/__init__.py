@@ -1,0 +1,1 @@
+"""Videos in: decoding, clip sampling, and synthetic motion."""

@@ -1,0 +1,37 @@
+"""Every error that the library raises on purpose: one base, so that a caller can catch them all."""
+
+
+class FlexVideoError(Exception):
+    """Base of all errors raised by flexvideo."""
+
+
+class GeometryError(FlexVideoError, ValueError):
+    """A clip, frame, patch or grid size that cannot be run."""
+
+
+class PlanError(FlexVideoError, ValueError):
+    """A model in which the parts to flex could not be found, or were found more than once."""
+
+
+class UnsupportedModelError(FlexVideoError, TypeError):
+    """A model that is wrapped, compiled or parametrized in a way that must be undone first."""
+
+
+class ConfigError(FlexVideoError, ValueError):
+    """An unknown name or a malformed configuration of a policy, a rule or a backend."""
+
+
+class CheckpointError(FlexVideoError, ValueError):
+    """A file or state dict that is not a checkpoint of the expected model."""
+
+
+class VideoError(FlexVideoError, ValueError):
+    """A video that cannot be read."""
+
+
+class BackendError(FlexVideoError, RuntimeError):
+    """A scan backend that is not available on this machine."""
+
+
+class MissingExtraError(FlexVideoError, ImportError):
+    """An optional dependency that the called function needs."""
