@@ -1,0 +1,173 @@
+"""Sizes as plain data: what a model was built for, what a training step draws, what one forward runs at.
+
+The paper writes L both for the sequence of patches and for sqrt(H * W / p ** 2), which is the side of the
+grid; here a grid is always the pair (rows, columns), and a clip of T steps has T * rows * columns tokens.
+"""
+
+from dataclasses import dataclass
+
+from flexvideo.errors import GeometryError
+
+
+def as_pair(value: int | tuple[int, int] | list[int], *, what: str = "patch") -> tuple[int, int]:
+    """Return a (height, width) pair; one number stands for both.
+
+    Args:
+        value: pixels, at least 1.
+        what: name of the value in the error.
+
+    Raises:
+        GeometryError: when the value is neither a positive whole number nor a pair of them.
+
+    Example:
+        >>> as_pair(16), as_pair((16, 8))
+        ((16, 16), (16, 8))
+    """
+    pair = (value, value) if isinstance(value, int) else value
+    if (
+        not isinstance(pair, tuple | list)
+        or len(pair) != 2
+        or not all(isinstance(side, int) and side >= 1 for side in pair)
+    ):
+        raise GeometryError(
+            f"`{what}` must be a positive whole number of pixels or a (height, width) pair, got {value!r}."
+        )
+    return pair[0], pair[1]
+
+
+def _check_frame(height: int, width: int, patch: tuple[int, int]) -> None:
+    """Refuse a frame that does not hold one patch: its grid would be empty."""
+    if patch[0] < 1 or patch[1] < 1 or height < patch[0] or width < patch[1]:
+        raise GeometryError(
+            f"A frame of {height} x {width} px holds no patch of {patch[0]} x {patch[1]} px: "
+            "both must be positive, and the patch at most as large as the frame."
+        )
+
+
+def _check_frames(frames: int, tubelet: int) -> None:
+    """Refuse a frame count that the temporal stride would cut short, and name the nearest ones that fit."""
+    if frames < 1 or tubelet < 1:
+        raise GeometryError(
+            f"`frames` and `tubelet` must be at least 1, got {frames} frames and a tubelet of {tubelet}."
+        )
+    if frames % tubelet != 0:
+        below, above = frames // tubelet * tubelet, (frames // tubelet + 1) * tubelet
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise GeometryError(
+            f"{frames} frames cannot be cut into tubelets of {tubelet} frames: use {nearest} frames."
+        )
+
+
+@dataclass(frozen=True)
+class Base:
+    """Sizes that a model's parameters were built for.
+
+    Args:
+        frames: frames of a clip; None for a model without a temporal table.
+        height: pixels.
+        width: pixels.
+        patch: (height, width) of a patch in pixels.
+        tubelet: frames under one token.
+
+    Raises:
+        GeometryError: when a size is not positive, or a frame holds no patch.
+
+    Example:
+        >>> Base(frames=8, height=224, width=224, patch=(16, 16)).grid
+        (14, 14)
+    """
+
+    frames: int | None
+    height: int
+    width: int
+    patch: tuple[int, int]
+    tubelet: int = 1
+
+    def __post_init__(self) -> None:
+        _check_frames(self.tubelet if self.frames is None else self.frames, self.tubelet)
+        _check_frame(self.height, self.width, self.patch)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens; a remainder at the edge is dropped, as a strided convolution does."""
+        return self.height // self.patch[0], self.width // self.patch[1]
+
+    @property
+    def steps(self) -> int | None:
+        """Tokens along time; None for a model without a temporal table."""
+        return None if self.frames is None else self.frames // self.tubelet
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """Sizes that training draws for one step: the clip that the loader makes and the patch to run it at.
+
+    Args:
+        frames: frames of the clip.
+        height: pixels of the clip, before any resize by the model.
+        width: pixels of the clip, before any resize by the model.
+        patch: (height, width) of a patch in pixels.
+
+    Raises:
+        GeometryError: when a size is not positive.
+
+    Example:
+        >>> ClipSpec(frames=32, height=128, width=128, patch=(9, 9))
+        ClipSpec(frames=32, height=128, width=128, patch=(9, 9))
+    """
+
+    frames: int
+    height: int
+    width: int
+    patch: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.height, self.width, *self.patch) < 1:
+            raise GeometryError(f"Every size of a clip must be at least 1, got {self}.")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes that one forward runs at; built in every forward, so it is plain integer arithmetic.
+
+    Args:
+        frames: frames of the clip.
+        height: pixels that the model sees, after its own resize of the clip.
+        width: pixels that the model sees, after its own resize of the clip.
+        patch: (height, width) of a patch in pixels.
+        tubelet: frames under one token.
+
+    Raises:
+        GeometryError: when a size is not positive, a frame holds no patch, or the tubelet does not divide
+            the frames.
+
+    Example:
+        >>> Geometry(frames=32, height=128, width=128, patch=(9, 9)).tokens
+        6272
+    """
+
+    frames: int
+    height: int
+    width: int
+    patch: tuple[int, int]
+    tubelet: int = 1
+
+    def __post_init__(self) -> None:
+        _check_frames(self.frames, self.tubelet)
+        _check_frame(self.height, self.width, self.patch)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens; a remainder at the edge is dropped, as a strided convolution does."""
+        return self.height // self.patch[0], self.width // self.patch[1]
+
+    @property
+    def steps(self) -> int:
+        """Tokens along time."""
+        return self.frames // self.tubelet
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the clip, class token not counted."""
+        rows, columns = self.grid
+        return self.steps * rows * columns
