@@ -8,7 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, TypeAlias, TypeVar, final
 
 from flexvideo.errors import ConfigError, GeometryError
 from flexvideo.geometry import Base, ClipSpec, Geometry, as_pair
@@ -17,15 +17,9 @@ FRAMES = (8, 16, 32, 64)
 SIZES = (96, 128, 224, 384)
 FLEXIVIT_PATCHES = (8, 10, 12, 15, 16, 20, 24, 30, 40, 48)
 
-_Option = TypeVar("_Option")
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """One side of a frame that the model was built for: its pixels and the patch along it."""
-
-    side: int
-    patch: int
+_Pair: TypeAlias = tuple[int, int]
+_Option: TypeAlias = tuple[_Pair, list[_Pair]]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +38,11 @@ class Policy(ABC):
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            values = _freeze(getattr(self, field.name))
-            allowed = "positive whole numbers" + (" or pairs of them" if field.name == "sizes" else "")
-            if (
-                not isinstance(values, tuple)
-                or not values
-                or not all(_is_size(value) or (field.name == "sizes" and _is_pair(value)) for value in values)
-            ):
+            values, pairs = _freeze(getattr(self, field.name)), field.name == "sizes"
+            if not _drawable(values, pairs=pairs):
                 raise ConfigError(
-                    f"{type(self).__name__}: `{field.name}` must be a list of {allowed}, at least one; "
-                    f"got {values!r}."
+                    f"{type(self).__name__}: `{field.name}` must be a list of positive whole numbers"
+                    f"{' or (height, width) pairs' if pairs else ''}, at least one; got {values!r}."
                 )
             object.__setattr__(self, field.name, values)
 
@@ -76,13 +65,9 @@ class Policy(ABC):
             ClipSpec(frames=32, height=96, width=96, patch=(7, 7))
         """
         key = f"{seed}/{epoch}/{step}"
-        height, width = _choose(self._sizes(base), f"{key}/size")
-        return ClipSpec(
-            frames=_choose(self.frames, f"{key}/frames"),
-            height=height,
-            width=width,
-            patch=_choose(self._patches(base, height, width), f"{key}/patch"),
-        )
+        frames = _choose(self.frames, f"{key}/frames")
+        (height, width), patches = _choose(self._options(base), f"{key}/size")
+        return ClipSpec(frames, height, width, _choose(patches, f"{key}/patch"))
 
     @final
     def specs(self, base: Base) -> tuple[ClipSpec, ...]:
@@ -101,8 +86,8 @@ class Policy(ABC):
         specs = tuple(
             ClipSpec(frames, height, width, patch)
             for frames in self.frames
-            for height, width in self._sizes(base)
-            for patch in self._patches(base, height, width)
+            for (height, width), patches in self._options(base)
+            for patch in patches
         )
         for spec in specs:
             self.geometry(base, spec.frames, spec.height, spec.width, spec.patch)
@@ -139,8 +124,8 @@ class Policy(ABC):
                 f"A clip needs at least one frame of 1 x 1 px, got {frames} frames of {height} x {width} px."
             )
         rows, columns = (None, None) if patch is None else as_pair(patch)
-        height, patch_height = self._fit(_Axis(base.height, base.patch[0]), height, rows)
-        width, patch_width = self._fit(_Axis(base.width, base.patch[1]), width, columns)
+        height, patch_height = self._fit(height, rows, (base.height, base.patch[0]))
+        width, patch_width = self._fit(width, columns, (base.width, base.patch[1]))
         return Geometry(frames, height, width, (patch_height, patch_width), base.tubelet)
 
     @final
@@ -154,16 +139,12 @@ class Policy(ABC):
         return {"name": self.name} | {field.name: _thaw(getattr(self, field.name)) for field in fields(self)}
 
     @abstractmethod
-    def _sizes(self, base: Base) -> list[tuple[int, int]]:
-        """(height, width) of the frames that training draws from."""
+    def _options(self, base: Base) -> list[_Option]:
+        """Frame sizes that training draws from, each with the patches to draw from at that size."""
 
     @abstractmethod
-    def _patches(self, base: Base, height: int, width: int) -> list[tuple[int, int]]:
-        """Patches that training draws from for a frame size."""
-
-    @abstractmethod
-    def _fit(self, base: _Axis, side: int, patch: int | None) -> tuple[int, int]:
-        """Pixels that the model sees along one axis, and the patch along it."""
+    def _fit(self, side: int, patch: int | None, base: _Pair) -> _Pair:
+        """Pixels that the model sees along one axis, and the patch along it; `base` is that pair as built."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,14 +163,11 @@ class Temporal(Policy):
 
     name: ClassVar[str] = "temporal"
 
-    def _sizes(self, base: Base) -> list[tuple[int, int]]:
-        return [(base.height, base.width)]
+    def _options(self, base: Base) -> list[_Option]:
+        return [((base.height, base.width), [base.patch])]
 
-    def _patches(self, base: Base, height: int, width: int) -> list[tuple[int, int]]:
-        return [base.patch]
-
-    def _fit(self, base: _Axis, side: int, patch: int | None) -> tuple[int, int]:
-        return _nearest_multiple(base, base.side, patch)
+    def _fit(self, side: int, patch: int | None, base: _Pair) -> _Pair:
+        return _nearest_multiple(base[0], patch, base)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,14 +190,11 @@ class StaticPatch(Policy):
     name: ClassVar[str] = "static-patch"
     sizes: tuple[int | tuple[int, int], ...] = SIZES
 
-    def _sizes(self, base: Base) -> list[tuple[int, int]]:
-        return [as_pair(size) for size in self.sizes]
+    def _options(self, base: Base) -> list[_Option]:
+        return [(size, [base.patch]) for size in map(as_pair, self.sizes)]
 
-    def _patches(self, base: Base, height: int, width: int) -> list[tuple[int, int]]:
-        return [base.patch]
-
-    def _fit(self, base: _Axis, side: int, patch: int | None) -> tuple[int, int]:
-        return _nearest_multiple(base, side, patch)
+    def _fit(self, side: int, patch: int | None, base: _Pair) -> _Pair:
+        return _nearest_multiple(side, patch, base)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,24 +220,21 @@ class StaticTokens(Policy):
     name: ClassVar[str] = "static-tokens"
     sizes: tuple[int | tuple[int, int], ...] = SIZES
 
-    def _sizes(self, base: Base) -> list[tuple[int, int]]:
-        return [as_pair(size) for size in self.sizes]
+    def _options(self, base: Base) -> list[_Option]:
+        return [(size, [self.geometry(base, base.tubelet, *size).patch]) for size in map(as_pair, self.sizes)]
 
-    def _patches(self, base: Base, height: int, width: int) -> list[tuple[int, int]]:
-        return [self.geometry(base, base.tubelet, height, width).patch]
-
-    def _fit(self, base: _Axis, side: int, patch: int | None) -> tuple[int, int]:
-        grid = base.side // base.patch
+    def _fit(self, side: int, patch: int | None, base: _Pair) -> _Pair:
+        base_side, base_patch = base
+        grid = base_side // base_patch
         if side < grid:
             raise GeometryError(
                 f"A side of {side} px is smaller than the model's grid of {grid} tokens, which static tokens "
                 f"keeps: use at least {grid} px or another policy."
             )
-        if patch is None and side == base.side:
-            patch = base.patch  # also where the base side is no multiple of its patch
+        if patch is None and side == base_side:
+            patch = base_patch  # R // G is larger where the model itself drops a remainder
         elif patch is None:
-            patch = side // grid
-            patch += side // patch != grid  # rounded up: R // patch exceeds G only where G does not divide R
+            patch = side // grid if side // (side // grid) == grid else -(-side // grid)
         return (side if side // patch == grid else grid * patch), patch
 
 
@@ -298,14 +270,11 @@ class FlexiViT(Policy):
                     "must divide every size."
                 )
 
-    def _sizes(self, base: Base) -> list[tuple[int, int]]:
-        return [as_pair(size) for size in self.sizes]
+    def _options(self, base: Base) -> list[_Option]:
+        return [(size, list(map(as_pair, self.patches))) for size in map(as_pair, self.sizes)]
 
-    def _patches(self, base: Base, height: int, width: int) -> list[tuple[int, int]]:
-        return [(patch, patch) for patch in self.patches]
-
-    def _fit(self, base: _Axis, side: int, patch: int | None) -> tuple[int, int]:
-        return _nearest_multiple(base, side, patch)
+    def _fit(self, side: int, patch: int | None, base: _Pair) -> _Pair:
+        return _nearest_multiple(side, patch, base)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,18 +313,15 @@ class FlexAll(Policy):
                     f"frame of {height} x {width} px; change `sizes` or `patch_range`."
                 )
 
-    def _sizes(self, base: Base) -> list[tuple[int, int]]:
-        return [as_pair(size) for size in self.sizes]
-
-    def _patches(self, base: Base, height: int, width: int) -> list[tuple[int, int]]:
-        return [(patch, patch) for patch in self._divisors(height, width)]
+    def _options(self, base: Base) -> list[_Option]:
+        return [(size, list(map(as_pair, self._divisors(*size)))) for size in map(as_pair, self.sizes)]
 
     def _divisors(self, height: int, width: int) -> list[int]:
         smallest, largest = self.patch_range
         return [patch for patch in range(smallest, largest + 1) if height % patch == 0 and width % patch == 0]
 
-    def _fit(self, base: _Axis, side: int, patch: int | None) -> tuple[int, int]:
-        return _nearest_multiple(base, side, patch)
+    def _fit(self, side: int, patch: int | None, base: _Pair) -> _Pair:
+        return _nearest_multiple(side, patch, base)
 
 
 POLICIES: dict[str, type[Policy]] = {
@@ -395,21 +361,26 @@ def policy_of(policy: str | Policy | Mapping[str, Any]) -> Policy:
     return POLICIES[name](**config)
 
 
-def _nearest_multiple(base: _Axis, side: int, patch: int | None) -> tuple[int, int]:
+def _nearest_multiple(side: int, patch: int | None, base: _Pair) -> _Pair:
     """Round a side to the nearest multiple of the patch, ties up; the base axis stays as it is."""
-    patch = base.patch if patch is None else patch
-    if side == base.side and patch == base.patch:
-        return side, patch
+    patch = base[1] if patch is None else patch
+    if (side, patch) == base:
+        return base
     return max(1, (2 * side + patch) // (2 * patch)) * patch, patch
 
 
-def _is_size(value: object) -> bool:
-    """Whether a value is a positive whole number; JSON's true is not one."""
-    return type(value) is int and value >= 1
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_size, value))
+def _drawable(values: Any, *, pairs: bool) -> bool:
+    """Whether there is something to draw from; `type` and not `isinstance`, for JSON's true is no size."""
+    return (
+        isinstance(values, tuple)
+        and values != ()
+        and all(
+            (pairs and _drawable(value, pairs=False) and len(value) == 2)
+            if isinstance(value, tuple)
+            else (type(value) is int and value >= 1)
+            for value in values
+        )
+    )
 
 
 def _freeze(values: Any) -> Any:
@@ -421,7 +392,7 @@ def _thaw(values: Any) -> Any:
     return list(map(_thaw, values)) if isinstance(values, tuple) else values
 
 
-def _choose(options: Sequence[_Option], key: str) -> _Option:
+def _choose(options: Sequence[_Item], key: str) -> _Item:
     """Pick by a hash: unlike `random.choice`, the same in every version of Python."""
     draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
     return options[draw * len(options) >> 64]
