@@ -1,0 +1,419 @@
+"""VideoMamba: the official video model, on any machine, with the official parameter names.
+
+Shapes: B batch, C channels, T frames, H x W pixels; D width; L = 1 + T' * h * w tokens, class token first.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from flexvideo.errors import ConfigError, GeometryError
+from flexvideo.models.mixer import BiMamba
+from flexvideo.patch import PatchConv3d
+from flexvideo.scan import accumulation_dtype
+
+
+class PatchEmbed(nn.Module):
+    """Cut a clip into patches and embed each; the sizes are kept for reference and not enforced.
+
+    Args:
+        img_size: (height, width) of the frames.
+        patch_size: (height, width) of a patch.
+        tubelet_size: frames in a patch.
+        channels: channels of the clip.
+        embed_dim: width of the tokens.
+        device: as in torch.
+        dtype: as in torch.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: tuple[int, int],
+        patch_size: tuple[int, int],
+        tubelet_size: int,
+        channels: int,
+        embed_dim: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.img_size, self.patch_size, self.tubelet_size = img_size, patch_size, tubelet_size
+        self.grid_size = (img_size[0] // patch_size[0], img_size[1] // patch_size[1])
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.proj = PatchConv3d(channels, embed_dim, (tubelet_size, *patch_size), device=device, dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d t2 h2 w2"]:
+        """Embedded patches, still as a video."""
+        return self.proj(x)
+
+
+class DropPath(nn.Module):
+    """Drop the whole tensor of a sample with the given probability in training, and scale up what stays."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        """The tensor, with whole samples dropped in training."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * (x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep)
+
+    def extra_repr(self) -> str:
+        """The rate."""
+        return f"rate={self.rate}"
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS normalisation worked in the (wider) dtype of its input; the result has the dtype of the weight."""
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """Normalise the last dimension."""
+        weight = self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps).to(self.weight.dtype)
+
+
+class Block(nn.Module):
+    """Add, then normalise, then mix: takes and returns the output of a mixer and the float32 residual.
+
+    `drop_path` acts on the incoming output, that is, on the mixer of the block before.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        drop_path: float,
+        norm_epsilon: float,
+        scan_backend: str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.mixer = BiMamba(dim, scan_backend=scan_backend, device=device, dtype=dtype)
+        self.norm = RMSNorm(dim, eps=norm_epsilon, device=device, dtype=dtype)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "b l d"],
+        residual: Float[Tensor, "b l d"] | None = None,
+        use_checkpoint: bool = False,
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
+        """One block; the first one has no residual yet."""
+        residual = (
+            hidden.to(accumulation_dtype(hidden)) if residual is None else residual + self.drop_path(hidden)
+        )
+        normed = self.norm(residual)
+        if use_checkpoint:
+            return checkpoint(self.mixer, normed, use_reentrant=False), residual
+        return self.mixer(normed), residual
+
+
+class VideoMamba(nn.Module):
+    """VideoMamba for video: patch embedding, class token, a stack of bidirectional Mamba blocks, a head.
+
+    Forward, backward, initialisation and state-dict keys are those of the official implementation, but for
+    what is left out: options that no released model uses.
+
+    Args:
+        img_size: side of the frames in pixels, or (height, width).
+        patch_size: side of a patch in pixels, or (height, width).
+        depth: number of blocks.
+        embed_dim: width of the tokens.
+        channels: channels of the clip.
+        num_classes: outputs of the head; 0 for none: `forward` then returns the features.
+        drop_rate: dropout of the embedded tokens.
+        drop_path_rate: drop-path rate of the last mixer; it grows linearly with depth.
+        norm_epsilon: epsilon of the normalisations.
+        kernel_size: frames in a patch (tubelet).
+        num_frames: frames of a clip.
+        fc_drop_rate: dropout before the head.
+        init: "official" draws every linear layer anew, step sizes included, as the official code does;
+            "mamba" keeps the mixers as Mamba draws them.
+        scan_backend: "auto" or a name of `flexvideo.scan.available_backends()`.
+        use_checkpoint: recompute mixers in the backward pass instead of keeping their activations.
+        checkpoint_num: how many of the first blocks `use_checkpoint` applies to.
+        device: as in torch.
+        dtype: as in torch.
+
+    Raises:
+        ConfigError: an unknown `init`, or sizes of which no patch fits.
+
+    Example:
+        >>> import torch
+        >>> from flexvideo import VideoMamba
+        >>> model = VideoMamba(img_size=32, depth=1, embed_dim=16, num_classes=5, num_frames=2)
+        >>> model(torch.zeros(1, 3, 2, 32, 32)).shape
+        torch.Size([1, 5])
+
+    Source: VideoMamba (arXiv 2403.06977).
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        depth: int = 24,
+        embed_dim: int = 192,
+        channels: int = 3,
+        num_classes: int = 1000,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        norm_epsilon: float = 1e-5,
+        kernel_size: int = 1,
+        num_frames: int = 8,
+        fc_drop_rate: float = 0.0,
+        init: Literal["official", "mamba"] = "official",
+        scan_backend: str = "auto",
+        use_checkpoint: bool = False,
+        checkpoint_num: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "device", "dtype", "__class__")}
+        super().__init__()
+        self.config: dict[str, Any] = arguments
+        _check(
+            img_size=_pair(img_size),
+            patch=_pair(patch_size),
+            frames=num_frames,
+            tubelet=kernel_size,
+            init=init,
+        )
+        like = {"device": device, "dtype": dtype}
+        self.num_classes, self.embed_dim = num_classes, embed_dim
+        self.use_checkpoint, self.checkpoint_num = use_checkpoint, checkpoint_num
+        self.patch_embed = PatchEmbed(
+            img_size=_pair(img_size),
+            patch_size=_pair(patch_size),
+            tubelet_size=kernel_size,
+            channels=channels,
+            embed_dim=embed_dim,
+            **like,
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim, **like))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, embed_dim, **like))
+        self.temporal_pos_embedding = nn.Parameter(
+            torch.zeros(1, num_frames // kernel_size, embed_dim, **like)
+        )
+        self.pos_drop = nn.Dropout(drop_rate)
+        # the first block has nothing to drop, and the last mixer is dropped before the final norm
+        rates = [0.0, *torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()]
+        self.layers = nn.ModuleList(
+            Block(embed_dim, drop_path=rate, norm_epsilon=norm_epsilon, scan_backend=scan_backend, **like)
+            for rate in rates[:depth]
+        )
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm_f = RMSNorm(embed_dim, eps=norm_epsilon, **like)
+        self.head_drop = nn.Dropout(fc_drop_rate)
+        self.head = nn.Linear(embed_dim, num_classes, **like) if num_classes else nn.Identity()
+        init_weights(self, mixers=init == "official")
+
+    def forward(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b k"]:
+        """Class scores of a clip.
+
+        Args:
+            x: normalised clip.
+
+        Raises:
+            GeometryError: a clip of another size than the model's.
+        """
+        return self.head(self.head_drop(self.forward_features(x)))
+
+    def forward_features(
+        self, x: Float[Tensor, "b c t h w"], *, all_tokens: bool = False
+    ) -> Float[Tensor, "b d"] | Float[Tensor, "b l d"]:
+        """The class token after the last norm, or with `all_tokens` every token, class token first.
+
+        Args:
+            x: normalised clip.
+            all_tokens: return (B, 1 + T' * h * w, D) instead of (B, D).
+
+        Raises:
+            GeometryError: a clip of another size than the model's.
+        """
+        hidden, residual = self.embed(x), None
+        for index, layer in enumerate(self.layers):
+            again = self.use_checkpoint and index < self.checkpoint_num
+            hidden, residual = layer(hidden, residual, use_checkpoint=again)
+        hidden = self.drop_path(hidden)
+        if all_tokens:
+            return self.norm_f(residual + hidden)
+        return self.norm_f(residual[:, 0] + hidden[:, 0])
+
+    def embed(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b l d"]:
+        """Tokens with their embeddings, class token first: the input of the first block.
+
+        The class token gets its row of the spatial table and no temporal embedding.
+        """
+        patches = self.patch_embed(x)
+        self._check_tables(x, patches)
+        tokens = patches.flatten(3).permute(0, 2, 3, 1)  # (B, T', h * w, D)
+        tokens = tokens + self.pos_embed[:, 1:] + self.temporal_pos_embedding[:, :, None]
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        return self.pos_drop(torch.cat((cls, tokens.flatten(1, 2)), dim=1))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the official recipe does not decay."""
+        return {"pos_embed", "cls_token", "temporal_pos_embedding"}
+
+    def get_num_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.layers)
+
+    def _check_tables(self, x: Tensor, patches: Tensor) -> None:
+        steps, *grid = patches.shape[2:]
+        table, embed = self.pos_embed, self.patch_embed
+        # the base table holds the base grid only; a resampled one has been made for the grid at hand
+        same_grid = table is not self._parameters["pos_embed"] or tuple(grid) == embed.grid_size
+        rows = (self.temporal_pos_embedding.shape[1], table.shape[1] - 1)
+        if same_grid and rows == (steps, grid[0] * grid[1]):
+            return
+        raise GeometryError(
+            f"This {type(self).__name__} runs clips of {_times(self.config['num_frames'], *embed.img_size)} "
+            f"(frames, height, width), and got {_times(*x.shape[2:])}; "
+            "flexvideo.make_flexible(model) runs any size."
+        )
+
+
+def init_weights(model: VideoMamba, *, mixers: bool) -> None:
+    """Initialise as the official code: truncated normal weights, out-projections scaled down with depth.
+
+    Args:
+        model: model to initialise in place.
+        mixers: draw the linear layers of the mixers anew, which overwrites Mamba's own step sizes.
+    """
+    for block in model.layers:
+        nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
+        with torch.no_grad():
+            block.mixer.out_proj.weight /= math.sqrt(len(model.layers))
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or name.endswith("out_proj"):
+            continue
+        if mixers or not name.startswith("layers."):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.trunc_normal_(model.pos_embed, std=0.02)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _times(*sizes: int) -> str:
+    return " x ".join(str(size) for size in sizes)
+
+
+def _check(
+    *, img_size: tuple[int, int], patch: tuple[int, int], frames: int, tubelet: int, init: str
+) -> None:
+    if init not in ("official", "mamba"):
+        raise ConfigError(f"Unknown init {init!r}; known: 'official', 'mamba'.")
+    if min(*patch, tubelet) < 1 or frames < tubelet or img_size[0] < patch[0] or img_size[1] < patch[1]:
+        raise ConfigError(
+            f"A clip of {_times(frames, *img_size)} (frames, height, width) holds no patch of "
+            f"{_times(tubelet, *patch)}; make the patch smaller or the clip larger."
+        )
+
+
+def videomamba_tiny(
+    *,
+    img_size: int | tuple[int, int] = 224,
+    patch_size: int | tuple[int, int] = 16,
+    channels: int = 3,
+    num_classes: int = 1000,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.1,
+    norm_epsilon: float = 1e-5,
+    kernel_size: int = 1,
+    num_frames: int = 8,
+    fc_drop_rate: float = 0.0,
+    init: Literal["official", "mamba"] = "official",
+    scan_backend: str = "auto",
+    use_checkpoint: bool = False,
+    checkpoint_num: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> VideoMamba:
+    """VideoMamba-Tiny: 24 blocks of width 192, 7 million parameters; arguments as in `VideoMamba`."""
+    return VideoMamba(depth=24, embed_dim=192, **locals())
+
+
+def videomamba_small(
+    *,
+    img_size: int | tuple[int, int] = 224,
+    patch_size: int | tuple[int, int] = 16,
+    channels: int = 3,
+    num_classes: int = 1000,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.1,
+    norm_epsilon: float = 1e-5,
+    kernel_size: int = 1,
+    num_frames: int = 8,
+    fc_drop_rate: float = 0.0,
+    init: Literal["official", "mamba"] = "official",
+    scan_backend: str = "auto",
+    use_checkpoint: bool = False,
+    checkpoint_num: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> VideoMamba:
+    """VideoMamba-Small: 24 blocks of width 384, 26 million parameters; arguments as in `VideoMamba`."""
+    return VideoMamba(depth=24, embed_dim=384, **locals())
+
+
+def videomamba_middle(
+    *,
+    img_size: int | tuple[int, int] = 224,
+    patch_size: int | tuple[int, int] = 16,
+    channels: int = 3,
+    num_classes: int = 1000,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.1,
+    norm_epsilon: float = 1e-5,
+    kernel_size: int = 1,
+    num_frames: int = 8,
+    fc_drop_rate: float = 0.0,
+    init: Literal["official", "mamba"] = "official",
+    scan_backend: str = "auto",
+    use_checkpoint: bool = False,
+    checkpoint_num: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> VideoMamba:
+    """VideoMamba-Middle: 32 blocks of width 576, 74 million parameters; arguments as in `VideoMamba`."""
+    return VideoMamba(depth=32, embed_dim=576, **locals())
+
+
+def videomamba_base(
+    *,
+    img_size: int | tuple[int, int] = 224,
+    patch_size: int | tuple[int, int] = 16,
+    channels: int = 3,
+    num_classes: int = 1000,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.1,
+    norm_epsilon: float = 1e-5,
+    kernel_size: int = 1,
+    num_frames: int = 8,
+    fc_drop_rate: float = 0.0,
+    init: Literal["official", "mamba"] = "official",
+    scan_backend: str = "auto",
+    use_checkpoint: bool = False,
+    checkpoint_num: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> VideoMamba:
+    """VideoMamba-Base: 24 blocks of width 768, 98 million parameters; arguments as in `VideoMamba`."""
+    return VideoMamba(depth=24, embed_dim=768, **locals())
