@@ -267,10 +267,16 @@ def resample_kernel(
     return _resample(weight, first_axis=2, size=size, kinds=(rule.kernel_kind,) * len(size))
 
 
-def _run_lengths(total: int, extra: tuple[int, ...]) -> list[int]:
-    """Lengths of the alternating runs: grid rows, one extra row, grid rows, one extra row, ..., grid rows."""
-    edges = (0, *(edge for index in extra for edge in (index, index + 1)), total)
-    return [stop - start for start, stop in pairwise(edges)]
+def _run_lengths(grid: tuple[int, ...], extra: tuple[int, ...]) -> list[int]:
+    """Lengths of the alternating runs of a table: grid rows, one extra row, grid rows, ..., grid rows."""
+    rows = math.prod(grid) + len(extra)
+    edges = (0, *(edge for index in extra for edge in (index, index + 1)), rows)
+    lengths = [stop - start for start, stop in pairwise(edges)]
+    if min(lengths) < 0:
+        raise GeometryError(
+            f"Extra rows {extra} must be increasing indices below {rows}, the rows of the table."
+        )
+    return lengths
 
 
 def resample_table(
@@ -286,7 +292,7 @@ def resample_table(
     """Embedding table for another grid, differentiable to the base table.
 
     Args:
-        table: tensor whose dimension `dim` runs over the tokens: the grid, row-major, with extra rows anywhere.
+        table: tensor whose dimension `dim` runs over the tokens: a row-major grid, and extra rows anywhere.
         dim: the token dimension.
         old: the table's grid: (h, w), (t,) or (t, h, w).
         new: the grid wanted, with as many axes.
@@ -311,14 +317,18 @@ def resample_table(
     if old == new and extra_old == extra_new:
         return table
     dim %= table.ndim
-    pieces = table.split(_run_lengths(table.shape[dim], extra_old), dim)
+    before = _run_lengths(old, extra_old)
+    after = _run_lengths(new, extra_new)
+    if not len(old) == len(new) == len(kinds) or len(before) != len(after) or sum(before) != table.shape[dim]:
+        raise GeometryError(
+            f"A table with {table.shape[dim]} rows cannot go from grid {old} and extra rows {extra_old} "
+            f"to grid {new} and extra rows {extra_new} with {len(kinds)} kinds."
+        )
+    pieces = table.split(before, dim)
     grid = torch.cat(pieces[::2], dim).unflatten(dim, old)
     grid = _resample(grid, first_axis=dim, size=new, kinds=kinds).flatten(dim, dim + len(new) - 1)
-    lengths = _run_lengths(math.prod(new) + len(extra_new), extra_new)
-    runs = grid.split(lengths[::2], dim)
-    merged = [runs[0]]
-    for extra, run in zip(pieces[1::2], runs[1:], strict=True):
-        merged += [extra, run]
+    merged = [*pieces]
+    merged[::2] = grid.split(after[::2], dim)
     return torch.cat(merged, dim)
 
 
