@@ -9,25 +9,12 @@ Tensors are stacked by direction, k = 1 or 2: [0] runs forward in time, [1] back
 tensors. Sequences are channel-last.
 """
 
-import functools
-import importlib
-import warnings
-
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexvideo.errors import BackendError, ConfigError
 from flexvideo.scan.reference import accumulation_dtype as accumulation_dtype
-
-MODULES = {
-    "reference": "flexvideo.scan.reference",
-    "chunked": "flexvideo.scan.chunked",
-    "cpu": "flexvideo.scan.cpu",
-    "triton": "flexvideo.scan.triton",
-    "mamba-ssm": "flexvideo.scan.mamba_ssm",
-}
-PREFERENCE = {"cuda": ("triton", "mamba-ssm", "reference"), "cpu": ("reference",)}
+from flexvideo.scan.registry import available_backends as available_backends
+from flexvideo.scan.registry import backend_for
 
 
 def selective_scan(
@@ -63,15 +50,15 @@ def selective_scan(
         BackendError: a backend that cannot run here.
 
     Example:
+        >>> import torch
         >>> from flexvideo.scan import selective_scan
         >>> u, B, D, z = torch.ones(2, 1, 5, 4), torch.ones(2, 1, 5, 3), torch.ones(2, 4), torch.ones(1, 5, 4)
-        >>> selective_scan(u, u, -torch.ones(2, 4, 3), B, B, D, z, D, backend="reference").shape
+        >>> selective_scan(u, u, -torch.ones(2, 4, 3), B, B, D, z, D).shape
         torch.Size([1, 5, 4])
 
     Source: Mamba (arXiv 2312.00752), algorithm 2; both directions as in Vision Mamba (arXiv 2401.09417).
     """
-    scan = _module(_choose(backend, u)).selective_scan
-    return scan(u, delta, A, B, C, D, z, delta_bias)
+    return backend_for(backend, u).selective_scan(u, delta, A, B, C, D, z, delta_bias)
 
 
 def causal_conv(
@@ -94,58 +81,9 @@ def causal_conv(
         BackendError: a backend that cannot run here.
 
     Example:
+        >>> import torch
         >>> from flexvideo.scan import causal_conv
-        >>> causal_conv(torch.ones(1, 5, 4), torch.ones(2, 4, 3), torch.zeros(2, 4), backend="reference").shape
+        >>> causal_conv(torch.ones(1, 5, 4), torch.ones(2, 4, 3), torch.zeros(2, 4)).shape
         torch.Size([2, 1, 5, 4])
     """
-    return _module(_choose(backend, x)).causal_conv(x, weight, bias)
-
-
-def available_backends() -> dict[str, str | None]:
-    """Every backend by name, with None where it can run and one sentence saying why where it cannot.
-
-    Example:
-        >>> from flexvideo.scan import available_backends
-        >>> available_backends()["reference"] is None
-        True
-    """
-    return {name: _reason(name) for name in MODULES}
-
-
-def _choose(backend: str, x: Tensor) -> str:
-    if backend == "auto":
-        return "reference" if x.dtype == torch.float64 else _preferred(x.device.type)
-    if backend not in MODULES:
-        raise ConfigError(f"Unknown scan backend {backend!r}; known: 'auto', {str(list(MODULES))[1:-1]}.")
-    if reason := _reason(backend):
-        raise BackendError(f"The scan backend {backend!r} cannot run here: {reason} Use scan_backend='auto'.")
-    return backend
-
-
-@functools.cache
-def _preferred(device: str) -> str:
-    """The first backend of the device's list that can run; says once which ones could not, and why."""
-    names = PREFERENCE.get(device, ("reference",))
-    reasons = {name: _reason(name) for name in names}
-    chosen = next(name for name in names if reasons[name] is None)
-    skipped = [f"{name!r}: {reasons[name]}" for name in names[: names.index(chosen)]]
-    if chosen == "reference" and skipped:
-        text = (
-            f"No fast selective scan can run on {device!r}; using slow torch operations. {' '.join(skipped)}"
-        )
-        warnings.warn(text, stacklevel=4)
-    return chosen
-
-
-@functools.cache
-def _reason(name: str) -> str | None:
-    try:
-        module = _module(name)
-    except ImportError as error:
-        return f"it needs the module {error.name!r}, which is not installed."
-    return module.unavailable()
-
-
-@functools.cache
-def _module(name: str):
-    return importlib.import_module(MODULES[name])
+    return backend_for(backend, x).causal_conv(x, weight, bias)

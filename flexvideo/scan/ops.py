@@ -1,0 +1,177 @@
+"""The operators `flexvideo::selective_scan` and `flexvideo::causal_conv`: autograd, fake tensors, FLOPs.
+
+A backend that computes on plain tensors describes itself by a constant `KERNELS` and takes its two functions
+from `operators`. Everything that torch must know besides (gradients, fake tensors for compile and export,
+FLOP counts) is here once. The backend travels as a string argument of the operator.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from flexvideo.scan.registry import module
+
+SCAN = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, Tensor delta_bias"
+CONV = "Tensor x, Tensor weight, Tensor bias"
+GRADS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a backend computes, on plain tensors without autograd and with autocast off.
+
+    Args:
+        scan: (the 8 arguments of `selective_scan`) -> (out, tensors saved for the backward pass).
+        scan_backward: (gradient of out, the 8 arguments, saved) -> 8 gradients.
+        saved: (u, A) -> empty tensors like those which `scan` saves; works on fake tensors.
+        conv: (x, weight, bias) -> (k, b, l, d).
+        conv_backward: (gradient, x, weight, bias) -> 3 gradients.
+    """
+
+    scan: Callable[..., tuple[Tensor, list[Tensor]]]
+    scan_backward: Callable[..., Sequence[Tensor]]
+    saved: Callable[[Tensor, Tensor], list[Tensor]]
+    conv: Callable[[Tensor, Tensor, Tensor], Tensor]
+    conv_backward: Callable[..., Sequence[Tensor]]
+
+
+def operators(backend: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """`selective_scan` and `causal_conv` of a backend whose module holds `KERNELS`."""
+
+    def selective_scan(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        z: Tensor,
+        delta_bias: Tensor,
+    ) -> Tensor:
+        return torch.ops.flexvideo.selective_scan(u, delta, A, B, C, D, z, delta_bias, backend)[0]
+
+    def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.ops.flexvideo.causal_conv(x, weight, bias, backend)
+
+    return selective_scan, causal_conv
+
+
+def _kernels(backend: str) -> Kernels:
+    return module(backend).KERNELS
+
+
+def _like(grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(grad.to(x.dtype).contiguous() for grad, x in zip(grads, inputs, strict=True))
+
+
+def _empty(*inputs: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in inputs)
+
+
+@torch.library.custom_op(
+    "flexvideo::selective_scan", mutates_args=(), schema=f"({SCAN}, str backend) -> (Tensor, Tensor[])"
+)
+def _scan(u: Tensor, *rest: Tensor | str) -> tuple[Tensor, list[Tensor]]:
+    *inputs, backend = rest
+    with torch.autocast(u.device.type, enabled=False):
+        return _kernels(str(backend)).scan(u, *inputs)
+
+
+@torch.library.custom_op(
+    "flexvideo::selective_scan_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {SCAN}, Tensor[] saved, str backend) -> {GRADS}",
+)
+def _scan_backward(grad: Tensor, *rest: Tensor | list[Tensor] | str) -> tuple[Tensor, ...]:
+    *inputs, saved, backend = rest
+    with torch.autocast(grad.device.type, enabled=False):
+        return _like(_kernels(backend).scan_backward(grad, *inputs, saved), inputs)
+
+
+@torch.library.custom_op("flexvideo::causal_conv", mutates_args=(), schema=f"({CONV}, str backend) -> Tensor")
+def _conv(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return _kernels(backend).conv(x, weight, bias)
+
+
+@torch.library.custom_op(
+    "flexvideo::causal_conv_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {CONV}, str backend) -> (Tensor, Tensor, Tensor)",
+)
+def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> tuple[Tensor, ...]:
+    inputs = (x, weight, bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return _like(_kernels(backend).conv_backward(grad, *inputs), inputs)
+
+
+@_scan.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, backend):
+    return u.new_empty(u.shape[1:]), _kernels(backend).saved(u, A)
+
+
+@_scan_backward.register_fake
+def _(grad, u, delta, A, B, C, D, z, delta_bias, saved, backend):
+    return _empty(u, delta, A, B, C, D, z, delta_bias)
+
+
+@_conv.register_fake
+def _(x, weight, bias, backend):
+    return x.new_empty(weight.shape[0], *x.shape)
+
+
+@_conv_backward.register_fake
+def _(grad, x, weight, bias, backend):
+    return _empty(x, weight, bias)
+
+
+def _keep_scan(ctx, inputs, output) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, *output[1])
+
+
+def _scan_gradients(ctx, grad, _):
+    tensors = ctx.saved_tensors
+    return *torch.ops.flexvideo.selective_scan_backward(grad, *tensors[:8], tensors[8:], ctx.backend), None
+
+
+def _keep_conv(ctx, inputs, output) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _conv_gradients(ctx, grad):
+    return *torch.ops.flexvideo.causal_conv_backward(grad, *ctx.saved_tensors, ctx.backend), None
+
+
+_scan.register_autograd(_scan_gradients, setup_context=_keep_scan)
+_conv.register_autograd(_conv_gradients, setup_context=_keep_conv)
+
+
+@register_flop_formula(torch.ops.flexvideo.selective_scan)
+def scan_flops(u, delta, A, *rest, out_shape=None) -> int:
+    """9 b l d n for the recurrence and b l d for the skip per direction, b l d for the gate."""
+    k, b, l, d = u
+    return b * l * d * (k * (9 * A[2] + 1) + 1)
+
+
+@register_flop_formula(torch.ops.flexvideo.selective_scan_backward)
+def scan_backward_flops(grad, u, delta, A, *rest, out_shape=None) -> int:
+    """Twice the forward pass, as for a matrix product."""
+    return 2 * scan_flops(u, delta, A)
+
+
+@register_flop_formula(torch.ops.flexvideo.causal_conv)
+def conv_flops(x, weight, *rest, out_shape=None) -> int:
+    """A multiplication and an addition per tap and output."""
+    b, l, d = x
+    return 2 * b * l * d * weight[0] * weight[2]
+
+
+@register_flop_formula(torch.ops.flexvideo.causal_conv_backward)
+def conv_backward_flops(grad, x, weight, *rest, out_shape=None) -> int:
+    """Twice the forward pass."""
+    return 2 * conv_flops(x, weight)
