@@ -23,6 +23,7 @@ B' the plain one, and U the antialiased one from p to P, the kernel for patches 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -37,14 +38,11 @@ def _triangle(x: Float[Tensor, "new taps"]) -> Float[Tensor, "new taps"]:
     return (1.0 - x.abs()).clamp(min=0.0)
 
 
-def _cubic(a: float) -> _Filter:
-    def weight(x: Float[Tensor, "new taps"]) -> Float[Tensor, "new taps"]:
-        x = x.abs().clamp(max=2.0)
-        near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
-        far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
-        return torch.where(x <= 1.0, near, far)
-
-    return weight
+def _cubic(x: Float[Tensor, "new taps"], *, a: float) -> Float[Tensor, "new taps"]:
+    x = x.abs().clamp(max=2.0)
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
+    return torch.where(x <= 1.0, near, far)
 
 
 def _arange(start: int, stop: int) -> Float[Tensor, " taps"]:
@@ -68,7 +66,7 @@ def _antialiased(weight: _Filter, old: int, new: int) -> Float[Tensor, "new old"
 
 
 def _adjoint(old: int, new: int) -> Float[Tensor, "new old"]:
-    return axis_matrix("bicubic-aa", new, old).T.contiguous()
+    return axis_matrix("bicubic-aa", new, old).T
 
 
 def _pseudo_inverse(old: int, new: int) -> Float[Tensor, "new old"]:
@@ -76,14 +74,14 @@ def _pseudo_inverse(old: int, new: int) -> Float[Tensor, "new old"]:
     # Full rank, condition below 4 up to length 64 (tested): normal equations do, an SVD would be slower.
     if new < old:
         return torch.linalg.solve(resize @ resize.T, resize)
-    return torch.linalg.solve(resize.T @ resize, resize.T).T.contiguous()
+    return torch.linalg.solve(resize.T @ resize, resize.T).T
 
 
 _BUILDERS: dict[str, Callable[[int, int], Float[Tensor, "new old"]]] = {
     "linear": lambda old, new: _plain(_triangle, old, new),
     "linear-aa": lambda old, new: _antialiased(_triangle, old, new),
-    "bicubic": lambda old, new: _plain(_cubic(-0.75), old, new),
-    "bicubic-aa": lambda old, new: _antialiased(_cubic(-0.5), old, new),
+    "bicubic": lambda old, new: _plain(partial(_cubic, a=-0.75), old, new),
+    "bicubic-aa": lambda old, new: _antialiased(partial(_cubic, a=-0.5), old, new),
     "paper": lambda old, new: axis_matrix("bicubic", old, new),
     "paper-aa": lambda old, new: axis_matrix("bicubic-aa", old, new),
     "area": lambda old, new: axis_matrix("bicubic", old, new) * (old / new),
@@ -116,4 +114,5 @@ def axis_matrix(kind: str, old: int, new: int) -> Float[Tensor, "new old"]:
         raise ConfigError(f"Unknown resize kind {kind!r}. Known kinds: {', '.join(_BUILDERS)}.")
     if old < 1 or new < 1:
         raise GeometryError(f"Cannot resize an axis from {old} to {new} samples: both must be at least 1.")
-    return _BUILDERS[kind](old, new)
+    # Not contiguous(), which leaves a transposed column its odd strides.
+    return _BUILDERS[kind](old, new).clone(memory_format=torch.contiguous_format)
