@@ -5,11 +5,15 @@ grid; here a grid is always the pair (rows, columns), and a clip of T steps has 
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from flexvideo.errors import GeometryError
 
+Size: TypeAlias = int | tuple[int, int] | list[int]
+"""Pixels: one number for a square, or (height, width); a list because JSON has no tuples."""
 
-def as_pair(value: int | tuple[int, int] | list[int], *, what: str = "patch") -> tuple[int, int]:
+
+def as_pair(value: Size, *, what: str = "patch") -> tuple[int, int]:
     """Return a (height, width) pair; one number stands for both.
 
     Args:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeAlias, TypeVar, final
 
 from flexvideo.errors import ConfigError, GeometryError
-from flexvideo.geometry import Base, ClipSpec, Geometry, as_pair
+from flexvideo.geometry import Base, ClipSpec, Geometry, Size, as_pair
 
 FRAMES = (8, 16, 32, 64)
 SIZES = (96, 128, 224, 384)
@@ -26,6 +26,8 @@ _Item = TypeVar("_Item")
 class Policy(ABC):
     """What all five have in common; `Temporal` and the others below are the policies themselves.
 
+    Fields take lists as well as tuples, and keep tuples.
+
     Args:
         frames: frame counts that training draws from.
 
@@ -34,7 +36,7 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
-    frames: tuple[int, ...] = FRAMES
+    frames: Sequence[int] = FRAMES
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -100,7 +102,7 @@ class Policy(ABC):
         frames: int,
         height: int,
         width: int,
-        patch: int | tuple[int, int] | list[int] | None = None,
+        patch: Size | None = None,
     ) -> Geometry:
         """Return the geometry at which the model runs a clip; at the base sizes it is the base itself.
 
@@ -188,7 +190,7 @@ class StaticPatch(Policy):
     """
 
     name: ClassVar[str] = "static-patch"
-    sizes: tuple[int | tuple[int, int], ...] = SIZES
+    sizes: Sequence[Size] = SIZES
 
     def _options(self, base: Base) -> list[_Option]:
         return [(size, [base.patch]) for size in map(as_pair, self.sizes)]
@@ -218,7 +220,7 @@ class StaticTokens(Policy):
     """
 
     name: ClassVar[str] = "static-tokens"
-    sizes: tuple[int | tuple[int, int], ...] = SIZES
+    sizes: Sequence[Size] = SIZES
 
     def _options(self, base: Base) -> list[_Option]:
         return [(size, [self.geometry(base, base.tubelet, *size).patch]) for size in map(as_pair, self.sizes)]
@@ -257,8 +259,8 @@ class FlexiViT(Policy):
     """
 
     name: ClassVar[str] = "flexivit"
-    sizes: tuple[int | tuple[int, int], ...] = (240,)
-    patches: tuple[int, ...] = FLEXIVIT_PATCHES
+    sizes: Sequence[Size] = (240,)
+    patches: Sequence[int] = FLEXIVIT_PATCHES
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -297,8 +299,8 @@ class FlexAll(Policy):
     """
 
     name: ClassVar[str] = "flex-all"
-    sizes: tuple[int | tuple[int, int], ...] = SIZES
-    patch_range: tuple[int, int] = (12, 48)
+    sizes: Sequence[Size] = SIZES
+    patch_range: Sequence[int] = (12, 48)
 
     def __post_init__(self) -> None:
         super().__post_init__()

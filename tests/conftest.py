@@ -1,8 +1,12 @@
 """Shared fixtures: fixed seeds, and shape checks that compile and export tests switch off."""
 
+import inspect
+
 import jaxtyping
 import pytest
 import torch
+
+from flexvideo import Geometry
 
 torch.set_num_threads(1)
 
@@ -13,11 +17,22 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _shape_checks(request: pytest.FixtureRequest):
+def _shape_checks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     off = request.node.get_closest_marker("unchecked") is not None
+    if off:
+        _unwrap_methods(Geometry, monkeypatch)
     jaxtyping.config.update("jaxtyping_disable", off)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def _unwrap_methods(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo cannot trace the checked methods of an object made inside a graph, even with the checks off."""
+    for name, value in list(vars(cls).items()):
+        if isinstance(value, property):
+            monkeypatch.setattr(cls, name, property(inspect.unwrap(value.fget)))
+        elif inspect.isfunction(value):
+            monkeypatch.setattr(cls, name, inspect.unwrap(value))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
