@@ -36,7 +36,7 @@ def _unwrap_methods(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` need a CUDA device; where there is none they are left out, and the report says so."""
+    """Tests marked `gpu` need a CUDA device; without one they are left out, and the report says so."""
     if torch.cuda.is_available():
         return
     gpu = [item for item in items if item.get_closest_marker("gpu")]
