@@ -1,5 +1,8 @@
 """Run and train any video state-space model at any frame count, frame size and patch size."""
 
+from flexvideo.bake import bake as bake
+from flexvideo.discover import plan_for as plan_for
+from flexvideo.families import register_family as register_family
 from flexvideo.geometry import Base as Base
 from flexvideo.geometry import ClipSpec as ClipSpec
 from flexvideo.geometry import Geometry as Geometry
@@ -8,6 +11,9 @@ from flexvideo.models import videomamba_base as videomamba_base
 from flexvideo.models import videomamba_middle as videomamba_middle
 from flexvideo.models import videomamba_small as videomamba_small
 from flexvideo.models import videomamba_tiny as videomamba_tiny
+from flexvideo.plan import Plan as Plan
+from flexvideo.plan import State as State
+from flexvideo.plan import Table as Table
 from flexvideo.policy import FlexAll as FlexAll
 from flexvideo.policy import FlexiViT as FlexiViT
 from flexvideo.policy import Policy as Policy
@@ -15,5 +21,9 @@ from flexvideo.policy import StaticPatch as StaticPatch
 from flexvideo.policy import StaticTokens as StaticTokens
 from flexvideo.policy import Temporal as Temporal
 from flexvideo.policy import policy_of as policy_of
+from flexvideo.swap import flex_config as flex_config
+from flexvideo.swap import make_flexible as make_flexible
+from flexvideo.swap import prewarm as prewarm
+from flexvideo.swap import restore as restore
 
 __version__ = "0.1.0"

@@ -1,0 +1,233 @@
+"""Find what has to flex in a model: by its family, or by names and shapes; what is ambiguous is an error."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from flexvideo.active import flex_within
+from flexvideo.check import check_plain, check_plan
+from flexvideo.errors import PlanError
+from flexvideo.families import FAMILIES, cached_sizes, conv_sizes, find
+from flexvideo.geometry import Base, as_pair
+from flexvideo.layers import FLEXIBLE_LAYERS
+from flexvideo.plan import Axes, ClassRow, Plan, Table
+from flexvideo.resample import Rule
+
+_POSITIONS = re.compile(r"(^|_)pos|temporal|time|frame", re.IGNORECASE)
+_TIME = re.compile(r"temporal|time|frame", re.IGNORECASE)
+_BY_HAND = "name the parts: make_flexible(model, plan=Plan(base=..., patch_embeds=..., tables=...))"
+
+
+def plan_for(
+    model: nn.Module,
+    *,
+    size: int | tuple[int, int] | None = None,
+    frames: int | None = None,
+    class_token: ClassRow | None = None,
+    rule: str | Rule | dict[str, Any] | None = None,
+) -> Plan:
+    """Find what `make_flexible` would change; print the plan to see it.
+
+    A model of a known family needs no argument. Any other is searched by names and shapes, where `size`,
+    `frames` and `class_token` settle what the model does not say; giving one of them skips the families.
+
+    Args:
+        model: the model, which is left as it is; that of a flexible model is the plan that it follows.
+        size: pixels of the frames that the model was built for.
+        frames: frames of the clips that the model was built for.
+        class_token: where tables that have one row more than the grid keep that of a class token.
+        rule: how to resample; "auto" when None.
+
+    Raises:
+        PlanError: no patch embedding, several of them, or a table that fits nothing, listing what was seen.
+        UnsupportedModelError: a model that is compiled, wrapped or parametrized.
+
+    Example:
+        >>> model = VideoMamba(img_size=32, depth=1, embed_dim=16, num_frames=4)
+        >>> plan_for(model).parameters
+        ('patch_embed.proj.weight', 'pos_embed', 'temporal_pos_embedding')
+    """
+    flex = flex_within(model)
+    if flex is not None:
+        return flex.plan
+    check_plain(model)
+    hinted = not (size is None and frames is None and class_token is None)
+    plan = None if hinted else _by_family(model)
+    if plan is None:
+        plan = _by_shape(model, size=size, frames=frames, class_token=class_token)
+    plan = plan if rule is None else replace(plan, rule=Rule.of(rule))
+    check_plan(model, plan)
+    return plan
+
+
+def _by_family(model: nn.Module) -> Plan | None:
+    """Plan of the one module in the model that a family recognises; None when there is none."""
+    found = [
+        (name, path, plan)
+        for path, module in model.named_modules()
+        for name, family in FAMILIES.items()
+        if (plan := family(module)) is not None
+    ]
+    if len(found) > 1:
+        seen = ", ".join(f"{name} at `{path or 'the model'}`" for name, path, _ in found)
+        raise PlanError(
+            f"{type(model).__name__} holds several models that could be made flexible: {seen}. Call "
+            "make_flexible on each of them."
+        )
+    for name, path, plan in found:
+        class_name = type(model.get_submodule(path)).__name__
+        return replace(plan, family=f"{name} ({class_name})").within(path)
+    return None
+
+
+def _by_shape(
+    model: nn.Module, *, size: int | tuple[int, int] | None, frames: int | None, class_token: ClassRow | None
+) -> Plan:
+    conv, rejected = _patch_embed(model)
+    patch, tubelet = conv_sizes(model, conv) or ((1, 1), 1)
+    owners = ["", *_ancestors(conv)]
+    tensors = [tensor for tensor in _position_tensors(model) if max(tensor.shape[:-1], default=1) > 1]
+    if frames is None:
+        frames = _frames(model, owners, tensors, tubelet)
+    base = Base(frames, *_frame_size(model, owners, size), patch, tubelet)
+    is_video = isinstance(find(model, conv), nn.Conv3d) or frames is not None
+    return Plan(
+        base=base,
+        patch_embeds=(conv,),
+        tables=tuple(_table(tensor, base, class_token) for tensor in tensors),
+        state=tuple(state for owner in owners for state in cached_sizes(model, owner, base)),
+        entries=tuple(name for name in ("forward", "forward_features") if hasattr(model, name)),
+        layout="bcthw" if is_video else "bchw",
+        family=f"{type(model).__name__} (by names and shapes)",
+        rejected=rejected,
+    )
+
+
+def _patch_embed(model: nn.Module) -> tuple[str, tuple[str, ...]]:
+    """Path of the one convolution that can be a patch embedding, and why the others are not."""
+    found, rejected = [], []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            problem = _not_a_patch_embed(module)
+            if problem is None:
+                found.append(path)
+            else:
+                rejected.append(f"{path}: {type(module).__name__} {problem}")
+    if not found:
+        seen = "; ".join(rejected[:8]) or "none"
+        raise PlanError(
+            f"No patch embedding found in {type(model).__name__}: looked for a Conv2d or Conv3d over 3 "
+            f"channels whose stride is its kernel size. Convolutions present: {seen}. If it is something "
+            f"else, {_BY_HAND}."
+        )
+    if len(found) > 1:
+        raise PlanError(
+            f"{type(model).__name__} has {len(found)} convolutions that could be the patch embedding: "
+            f"{', '.join(found)}. To choose, {_BY_HAND}."
+        )
+    return found[0], tuple(rejected)
+
+
+def _not_a_patch_embed(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> str | None:
+    if type(module) not in FLEXIBLE_LAYERS:
+        return "is not a plain Conv2d or Conv3d"
+    if module.in_channels != 3:
+        return f"over {module.in_channels} channels"
+    if module.kernel_size[-2:] != module.stride[-2:] or max(module.stride[-2:]) == 1:
+        return f"has kernel {module.kernel_size} and stride {module.stride}"
+    return None
+
+
+def _ancestors(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor that may hold positions."""
+
+    name: str
+    label: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"`{self.name}` {self.shape}"
+
+
+def _position_tensors(model: nn.Module) -> Iterator[_Tensor]:
+    for path, module in model.named_modules():
+        for name, value in (module._parameters | module._buffers | module.__dict__).items():
+            label = path.rpartition(".")[2] if isinstance(module, nn.ParameterList) else name
+            if isinstance(value, Tensor) and _POSITIONS.search(label):
+                yield _Tensor(f"{path}.{name}" if path else name, label, tuple(value.shape))
+
+
+def _frame_size(
+    model: nn.Module, owners: Iterable[str], size: int | tuple[int, int] | None
+) -> tuple[int, int]:
+    if size is not None:
+        return as_pair(size, what="size")
+    for owner in owners:
+        for name in ("img_size", "image_size"):
+            stored = find(model, f"{owner}.{name}" if owner else name)
+            if isinstance(stored, int | tuple | list):
+                return as_pair(stored, what=name)
+    raise PlanError(
+        f"{type(model).__name__} does not say which frame size it was built for: looked for `img_size` and "
+        "`image_size` on the model and beside its patch embedding. Give it: plan_for(model, size=224)."
+    )
+
+
+def _frames(model: nn.Module, owners: Iterable[str], tensors: list[_Tensor], tubelet: int) -> int | None:
+    for owner in owners:
+        stored = find(model, f"{owner}.num_frames" if owner else "num_frames")
+        if isinstance(stored, int):
+            return stored
+    for tensor in tensors:
+        if _TIME.search(tensor.label) and len(tensor.shape) in (2, 3):
+            return max(tensor.shape[:-1]) * tubelet
+    return None
+
+
+def _table(tensor: _Tensor, base: Base, class_token: ClassRow | None) -> Table:
+    """Return the one reading of a tensor that fits the base."""
+    axes: list[Axes] = ["space"] if base.steps is None else ["time", "space", "joint"]
+    if _TIME.search(tensor.label) and base.steps is not None:
+        axes = ["time"]
+    with_class_token: tuple[ClassRow, ...] = (class_token or "first",)
+    found = [
+        table
+        for kind in axes
+        for rows in ((), with_class_token)
+        for dim in range(len(tensor.shape) - 1)
+        if _fits(table := Table(tensor.name, axes=kind, dim=dim, class_rows=rows), tensor, base)
+    ]
+    grid = " x ".join(map(str, base.grid))
+    if not found:
+        raise PlanError(
+            f"{tensor} has the name of a table of positions and fits no grid: looked for {grid} tokens in "
+            f"space and {base.steps} in time, with and without one class token. Correct `size` and `frames` "
+            f"of plan_for(model), or {_BY_HAND}."
+        )
+    if len(found) > 1:
+        raise PlanError(
+            f"{tensor} can be a table over {' or '.join(table.axes for table in found)} (grid {grid}, "
+            f"{base.steps} steps). To choose, {_BY_HAND}."
+        )
+    if found[0].class_rows and class_token is None:
+        raise PlanError(
+            f"{tensor} has one row more than the {math.prod(found[0].size(base))} tokens it runs over, for a "
+            'class token, and nothing says where: plan_for(model, class_token="first"), "middle" or "last" '
+            "makes a plan to give to make_flexible."
+        )
+    return found[0]
+
+
+def _fits(table: Table, tensor: _Tensor, base: Base) -> bool:
+    others = [size for dim, size in enumerate(tensor.shape[:-1]) if dim != table.dim]
+    return tensor.shape[table.dim] == table.rows(math.prod(table.size(base))) and set(others) <= {1}

@@ -1,0 +1,222 @@
+"""Models that are recognised: where each keeps its patch embedding, its tables, and what else must follow.
+
+An entry looks at one module and returns the plan for it, with names relative to that module, or None when the
+module is of another kind. It recognises by structure, and says no where two kinds cannot be told apart.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from flexvideo.errors import GeometryError
+from flexvideo.geometry import Base, Geometry
+from flexvideo.hosts import own_value
+from flexvideo.plan import Plan, State, Table
+
+Family = Callable[[nn.Module], Plan | None]
+FAMILIES: dict[str, Family] = {}
+
+
+def register_family(name: str) -> Callable[[Family], Family]:
+    """Make `plan_for` ask a function about every module of a model.
+
+    Args:
+        name: what the kind of model is called; registering a name again replaces the entry.
+
+    Example:
+        >>> @register_family("SkyNet")
+        ... def skynet(host):
+        ...     if type(host).__name__ != "SkyNet":
+        ...         return None
+        ...     base = Base(frames=8, height=112, width=112, patch=(16, 16))
+        ...     return Plan(base=base, patch_embeds=("stem",), tables=(Table("positions", axes="joint"),))
+        >>> FAMILIES.pop("SkyNet") is skynet
+        True
+    """
+
+    def register(family: Family) -> Family:
+        FAMILIES[name] = family
+        return family
+
+    return register
+
+
+def find(host: nn.Module, path: str) -> Any:
+    """Return what a module stores at a dotted path, past any property of a class, or None."""
+    owner, _, name = path.rpartition(".")
+    try:
+        module = host.get_submodule(owner)
+        return module._modules[name] if name in module._modules else own_value(module, name)
+    except AttributeError:
+        return None
+
+
+def as_stored(stored: Any, pair: tuple[int, int]) -> Any:
+    """Return a pair in the form in which a host stores one: a tuple, a list, or one number for both.
+
+    Args:
+        stored: what the host stores at the base.
+        pair: (height, width) or (rows, columns).
+
+    Raises:
+        GeometryError: when the host has one number for both and they differ.
+    """
+    if not isinstance(stored, int):
+        return type(stored)(pair)
+    if pair[0] != pair[1]:
+        raise GeometryError(
+            f"This model keeps one number for both sides of a frame and cannot take {pair[0]} x {pair[1]}: "
+            "use square clips and patches."
+        )
+    return pair[0]
+
+
+def frame_size(geometry: Geometry, stored: Any) -> Any:
+    """Height and width in pixels."""
+    return as_stored(stored, (geometry.height, geometry.width))
+
+
+def patch_size(geometry: Geometry, stored: Any) -> Any:
+    """Height and width of a patch in pixels."""
+    return as_stored(stored, geometry.patch)
+
+
+def grid_size(geometry: Geometry, stored: Any) -> Any:
+    """Rows and columns of tokens."""
+    return as_stored(stored, geometry.grid)
+
+
+def frame_tokens(geometry: Geometry, stored: Any) -> int:
+    """Tokens of one time step, class token not counted."""
+    return geometry.grid[0] * geometry.grid[1]
+
+
+def clip_tokens(geometry: Geometry, stored: Any) -> int:
+    """Tokens of the clip, class token not counted."""
+    return geometry.tokens
+
+
+def frame_count(geometry: Geometry, stored: Any) -> int:
+    """Frames of the clip."""
+    return geometry.frames
+
+
+def step_count(geometry: Geometry, stored: Any) -> int:
+    """Tokens along time."""
+    return geometry.steps
+
+
+def constructor_sizes(geometry: Geometry, stored: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments `img_size`, `patch_size` and `num_frames`, in a copy of the mapping."""
+    pairs = {"img_size": (geometry.height, geometry.width), "patch_size": geometry.patch}
+    sizes = {
+        name: pair[0] if isinstance(stored[name], int) and pair[0] == pair[1] else pair
+        for name, pair in pairs.items()
+    }
+    return stored | sizes | {"num_frames": geometry.frames}
+
+
+_CACHED: tuple[tuple[str, Callable[[Geometry, Any], Any]], ...] = (
+    ("img_size", frame_size),
+    ("image_size", frame_size),
+    ("patch_size", patch_size),
+    ("grid_size", grid_size),
+    ("num_patches", frame_tokens),
+    ("num_patches", clip_tokens),
+    ("num_frames", frame_count),
+)
+
+
+def cached_sizes(host: nn.Module, path: str, base: Base) -> tuple[State, ...]:
+    """State for the sizes that a module stores under the names in use everywhere, if they are the base's.
+
+    Args:
+        host: the model.
+        path: dotted path of the module in it.
+        base: sizes that the model was built for.
+    """
+    at_base = Geometry(base.frames or base.tubelet, base.height, base.width, base.patch, base.tubelet)
+    found: dict[str, State] = {}
+    for name, value in _CACHED:
+        stored = find(host, f"{path}.{name}" if path else name)
+        if isinstance(stored, int | tuple | list) and _agrees(value, at_base, stored):
+            found.setdefault(name, State(f"{path}.{name}" if path else name, value))
+    return tuple(found.values())
+
+
+def _agrees(value: Callable[[Geometry, Any], Any], at_base: Geometry, stored: Any) -> bool:
+    try:
+        return value(at_base, stored) == stored
+    except GeometryError:  # one number for both sides of a base that is not square
+        return False
+
+
+def conv_sizes(host: nn.Module, path: str) -> tuple[tuple[int, int], int] | None:
+    """(height, width) of the patch of a convolution and its tubelet; None when there is none at the path."""
+    conv = find(host, path)
+    if isinstance(conv, nn.Conv2d):
+        return (conv.kernel_size[0], conv.kernel_size[1]), 1
+    if isinstance(conv, nn.Conv3d):
+        return (conv.kernel_size[1], conv.kernel_size[2]), conv.stride[0]
+    return None
+
+
+@register_family("VideoMamba")
+def videomamba(host: nn.Module) -> Plan | None:
+    """VideoMamba for video, ours and the official one, and VideoMambaPro.
+
+    Source: OpenGVLab/VideoMamba, videomamba/video_sm/models/videomamba.py.
+    """
+    time, sizes = find(host, "temporal_pos_embedding"), conv_sizes(host, "patch_embed.proj")
+    image = find(host, "patch_embed.img_size")
+    if sizes is None or image is None or not isinstance(time, Tensor) or not _has_class_token(host):
+        return None
+    (height, width), (patch, tubelet) = image, sizes
+    entries = tuple(name for name in ("forward", "forward_features", "embed") if hasattr(host, name))
+    config = (State("config", constructor_sizes),) if isinstance(find(host, "config"), dict) else ()
+    base = Base(time.shape[1] * tubelet, height, width, patch, tubelet)
+    return Plan(
+        base=base,
+        patch_embeds=("patch_embed.proj",),
+        tables=(
+            Table("pos_embed", axes="space", class_rows=("first",)),
+            Table("temporal_pos_embedding", axes="time"),
+        ),
+        state=cached_sizes(host, "patch_embed", base) + config,
+        entries=entries,
+    )
+
+
+@register_family("VideoMamba for images")
+def videomamba_image(host: nn.Module) -> Plan | None:
+    """VideoMamba for images: no time, and its patch embedding asserts the size of the frame.
+
+    Vim has the same names and keeps its class token elsewhere; `if_cls_token` tells it.
+
+    Source: OpenGVLab/VideoMamba, videomamba/image_sm/models/videomamba.py.
+    """
+    image, conv = find(host, "patch_embed.img_size"), find(host, "patch_embed.proj")
+    sizes = conv_sizes(host, "patch_embed.proj")
+    stranger = not _has_class_token(host) or hasattr(host, "if_cls_token")
+    time = find(host, "temporal_pos_embedding")
+    if sizes is None or image is None or stranger or time is not None or not isinstance(conv, nn.Conv2d):
+        return None
+    height, width = image
+    base = Base(None, height, width, sizes[0])
+    return Plan(
+        base=base,
+        patch_embeds=("patch_embed.proj",),
+        tables=(Table("pos_embed", axes="space", class_rows=("first",)),),
+        state=cached_sizes(host, "patch_embed", base),
+        entries=("forward", "forward_features"),
+        layout="bchw",
+    )
+
+
+def _has_class_token(host: nn.Module) -> bool:
+    """Whether a module has VideoMamba's blocks and the table whose first row is the class token's."""
+    tensors = (find(host, "cls_token"), find(host, "pos_embed"))
+    return all(isinstance(tensor, Tensor) for tensor in tensors) and isinstance(
+        find(host, "layers"), nn.ModuleList
+    )

@@ -1,0 +1,146 @@
+"""Subclasses of a host's classes: entry points that set the geometry, attributes that follow it."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from flexvideo.active import Flex, Patch
+from flexvideo.plan import State, Table
+
+
+def own_value(module: nn.Module, name: str) -> Any:
+    """Return an attribute as a module stores it, past any property of its class.
+
+    Raises:
+        AttributeError: when the module stores no such attribute.
+    """
+    for store in (module._parameters, module._buffers, module.__dict__):
+        if name in store:
+            return store[name]
+    raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
+
+
+def first_argument(method: Callable[..., Any]) -> str | None:
+    """Name of the argument after self, which the clip is passed by when it is passed by keyword."""
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameters[0].name if parameters and parameters[0].kind not in variadic else None
+
+
+def takes_patch(method: Callable[..., Any]) -> bool:
+    """Whether a method has an argument `patch` of its own."""
+    return "patch" in inspect.signature(method).parameters
+
+
+@functools.cache
+def flexible_class(
+    host: type[nn.Module], followers: tuple[str, ...], entries: tuple[str, ...], carriers: tuple[str, ...]
+) -> type[nn.Module]:
+    """Subclass of a host's class, one for each combination, so that torch.compile shares its graphs.
+
+    Args:
+        host: class to derive from.
+        followers: attributes that follow the geometry.
+        entries: methods that take the clip.
+        carriers: methods that take no clip of their own but pass `patch` on to the entry points inside.
+    """
+    body: dict[str, Any] = {name: _follower(name) for name in followers}
+    body |= {name: _entry(getattr(host, name)) for name in entries}
+    body |= {name: _carrier(getattr(host, name)) for name in carriers}
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        # nn.Module.__getstate__ leaves out what `model.compile()` made, which runs the original's weights.
+        return _rebuild, (host, followers, entries, carriers), self.__getstate__()
+
+    body |= {"__reduce_ex__": __reduce_ex__, "_flex_host": host}
+    body |= {"__module__": host.__module__, "__doc__": host.__doc__}
+    return type(f"Flexible{host.__name__}", (host,), body)
+
+
+def _rebuild(
+    host: type[nn.Module], followers: tuple[str, ...], entries: tuple[str, ...], carriers: tuple[str, ...]
+) -> nn.Module:
+    cls = flexible_class(host, followers, entries, carriers)
+    return cls.__new__(cls)
+
+
+def _follower(name: str) -> property:
+    def get(self: Any) -> Any:
+        value = own_value(self, name)
+        flex: Flex = self._flex
+        geometry = flex.active.geometry
+        if geometry is None:
+            return value
+        follower: Table | State = self._flex_followers[name]
+        try:
+            return follower.follow(value, base=flex.plan.base, geometry=geometry, rule=flex.plan.rule)
+        except AttributeError as error:
+            # nn.Module would take it for a missing property and return the tensor as it is.
+            raise RuntimeError(f"Making {name!r} follow {geometry} failed: {error}") from error
+
+    def set_(self: nn.Module, value: Any) -> None:
+        self.__dict__[name] = value
+
+    def delete(self: nn.Module) -> None:
+        if name not in self.__dict__:
+            raise AttributeError(name)
+        del self.__dict__[name]
+
+    return property(get, set_, delete)
+
+
+def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
+    clip_name = first_argument(method)
+
+    @functools.wraps(method)
+    def entry(self: Any, *args: Any, patch: Patch | None = None, **kwargs: Any) -> Any:
+        flex: Flex = self._flex
+        if args:
+            clip = args[0]
+        elif clip_name in kwargs:
+            clip = kwargs[clip_name]
+        else:
+            return method(self, **kwargs)  # Python's own error for the missing argument
+        geometry = flex.geometry(clip, patch)
+        clip = flex.fit(clip, geometry)
+        active = flex.active
+        before = active.geometry, active.patch
+        active.geometry = geometry
+        if patch is not None:
+            active.patch = patch
+        try:
+            if args:
+                return method(self, clip, *args[1:], **kwargs)
+            return method(self, **{**kwargs, clip_name: clip})
+        finally:
+            active.geometry, active.patch = before
+
+    return _with_patch(entry, method)
+
+
+def _carrier(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def carrier(self: Any, *args: Any, patch: Patch | None = None, **kwargs: Any) -> Any:
+        flex: Flex = self._flex
+        before = flex.active.patch
+        flex.active.patch = patch
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            flex.active.patch = before
+
+    return _with_patch(carrier, method)
+
+
+def _with_patch(function: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    """Show `patch` in the signature, for help() and for tools that filter arguments by it."""
+    signature = inspect.signature(method)
+    parameters = list(signature.parameters.values())
+    patch = inspect.Parameter("patch", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Patch | None)
+    at = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    parameters.insert(at, patch)
+    function.__signature__ = signature.replace(parameters=parameters)
+    return function
