@@ -17,7 +17,7 @@ MODULES = {
     "triton": "flexvideo.scan.triton",
     "mamba-ssm": "flexvideo.scan.mamba_ssm",
 }
-FAST = {"cuda": ("triton", "mamba-ssm"), "cpu": ()}
+FAST = {"cuda": ("triton", "mamba-ssm"), "cpu": ("cpu",)}
 ONNX = "flexvideo.scan.onnx"
 
 

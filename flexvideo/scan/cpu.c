@@ -1,0 +1,317 @@
+/* Selective scan and causal convolution on a CPU, forward and backward, float32.
+
+   Channel-last; a vector holds neighbouring channels, so nothing is ever shuffled but for the sums over
+   channels in the gradients of B and C. A task is one sample and GROUP channels in both directions; tasks
+   write to disjoint places, so that results do not depend on the number of threads. Within a task time runs
+   in chunks of CHUNK steps, which keep the rows of all blocks of the group in the cache.
+
+   Layouts: u, delta (k b l d); A, states (.. n d), A times log2(e); B, C (k b l n); x, z rows may be strided.
+   d is a multiple of LANES. NaN and infinity propagate: no -ffast-math. */
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define LANES 16
+#elif defined(__AVX__)
+#include <immintrin.h>
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define CHUNK 32
+#define GROUP 64
+#define MAX_THREADS 256
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+INLINE vec load(const float *p) { return *(const vec *)p; }
+INLINE void store(float *p, vec x) { *(vec *)p = x; }
+INLINE vec all(float x) { return x - (vec){0}; }
+INLINE vec where(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
+/* NaN stays: comparisons with it are false, and the x86 instructions return their second operand. */
+INLINE vec clamp(vec x, float low, float high) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_min_ps((__m512)all(high), _mm512_max_ps((__m512)all(low), (__m512)x));
+#elif defined(__AVX__)
+    return (vec)_mm256_min_ps((__m256)all(high), _mm256_max_ps((__m256)all(low), (__m256)x));
+#else
+    x = where(x < all(low), all(low), x);
+    return where(x > all(high), all(high), x);
+#endif
+}
+INLINE float sum(vec x) {
+    float s = 0;
+    for (int i = 0; i < LANES; i++) s += x[i];
+    return s;
+}
+
+/* 2**x, relative error 3e-7, and 1e-8 of 1 - 2**x for small x, which is what a recurrence amplifies. */
+INLINE vec exp2v(vec x) {
+    x = clamp(x, -126.f, 127.f);
+    const vec round = all(12582912.f); /* 1.5 * 2**23: adding it leaves the nearest integer in the low bits */
+    vec shifted = x + round, f = x - (shifted - round);
+    vec p = f * 1.339086735e-03f + 9.666373693e-03f;
+    p = p * f + 5.550357104e-02f;
+    p = p * f + 2.402234894e-01f;
+    p = p * f + 6.931471880e-01f;
+    p = p * f + 1.f;
+    return p * (vec)(((ivec)shifted + 127) << 23);
+}
+
+INLINE vec sigmoid(vec x) { return 1.f / (1.f + exp2v(x * -1.44269504f)); }
+
+/* log(1 + e**x) = max(x, 0) + log1p(e**-|x|), and log1p(e) = 2 atanh(e / (2 + e)). */
+INLINE vec softplus(vec x) {
+    ivec positive = x > all(0.f);
+    vec e = exp2v(where(positive, -x, x) * 1.44269504f), s = e / (2.f + e), q = s * s;
+    vec p = q * 2.817465726e-01f + 2.796141884e-01f;
+    p = p * q + 4.002485372e-01f;
+    p = p * q + 6.666631594e-01f;
+    p = p * q + 2.000000008e+00f;
+    return where(positive, x, all(0.f)) + p * s;
+}
+
+typedef struct {
+    const float *u, *delta, *A, *B, *C, *D, *z, *bias;
+    float *out, *states;                                            /* states: chunks k b n d */
+    const float *grad;                                              /* from here on backward only */
+    float *d_u, *d_delta, *d_A, *d_B, *d_C, *d_D, *d_z, *d_bias;    /* d_A: b k n d; d_B, d_C: groups k b l n */
+    long k, b, l, d, n, z_batch, z_row;
+} Scan;
+
+typedef struct {
+    const float *x, *weight, *bias; /* weight: k w d */
+    float *out;
+    const float *grad;
+    float *d_x, *d_weight, *d_bias; /* d_weight: b k w d; d_bias: b k d */
+    long k, b, l, d, w, x_batch, x_row;
+} Conv;
+
+INLINE long least(long a, long b) { return a < b ? a : b; }
+
+/* One block of channels c, one chunk of steps: h and out move on. */
+INLINE void scan_chunk(const Scan *s, long k, long b, long c, long from, long to, int N, vec *state) {
+    const long row = (k * s->b + b) * s->l;
+    vec A[N], h[N];
+    for (int n = 0; n < N; n++) A[n] = load(s->A + (k * N + n) * s->d + c), h[n] = state[n];
+    const vec bias = load(s->bias + k * s->d + c), D = load(s->D + k * s->d + c);
+    for (long i = from; i < to; i++) {
+        const long t = k ? s->l - 1 - i : i;
+        const float *B = s->B + (row + t) * N, *C = s->C + (row + t) * N;
+        float *out = s->out + (b * s->l + t) * s->d + c;
+        const vec dt = softplus(load(s->delta + (row + t) * s->d + c) + bias);
+        const vec u = load(s->u + (row + t) * s->d + c), du = dt * u;
+        vec y = D * u, y2 = all(0.f);
+#pragma GCC unroll 16
+        for (int n = 0; n < N; n++) {
+            h[n] = exp2v(dt * A[n]) * h[n] + du * B[n];
+            if (n & 1) y2 += h[n] * C[n];
+            else y += h[n] * C[n];
+        }
+        y += y2;
+        if (k) y += load(out);
+        if (k == s->k - 1) {
+            const vec z = load(s->z + b * s->z_batch + t * s->z_row + c);
+            y *= z * sigmoid(z);
+        }
+        store(out, y);
+    }
+    for (int n = 0; n < N; n++) state[n] = h[n];
+}
+
+INLINE void scan_task(const Scan *s, long task, int N) {
+    const long groups = (s->d + GROUP - 1) / GROUP, b = task / groups, first = task % groups * GROUP;
+    const long last = least(first + GROUP, s->d);
+    vec state[GROUP / LANES * N];
+    for (long k = 0; k < s->k; k++) {
+        memset(state, 0, sizeof state);
+        for (long from = 0; from < s->l; from += CHUNK) {
+            float *saved = s->states + ((from / CHUNK * s->k + k) * s->b + b) * N * s->d;
+            for (long c = first; c < last; c += LANES) {
+                vec *h = state + (c - first) / LANES * N;
+                for (int n = 0; n < N; n++) store(saved + n * s->d + c, h[n]);
+                scan_chunk(s, k, b, c, from, least(from + CHUNK, s->l), N, h);
+            }
+        }
+    }
+}
+
+/* What the backward pass of a block of channels carries from chunk to chunk. */
+typedef struct {
+    vec *g, *d_A; /* n each: gradient of the state behind the chunk, decayed into it; gradient of A */
+    vec d_D, d_bias;
+} Carry;
+
+/* One block of channels and one chunk: forward again from the saved state, then backward in time. */
+INLINE void scan_chunk_backward(const Scan *s, long k, long b, long c, long from, long to, int N, Carry *carry,
+                                vec *decay, vec *h, vec *sum_B, vec *sum_C) {
+    const long row = (k * s->b + b) * s->l;
+    const float *saved = s->states + ((from / CHUNK * s->k + k) * s->b + b) * N * s->d + c;
+    const vec bias = load(s->bias + k * s->d + c), D = load(s->D + k * s->d + c);
+    vec A[N], dts[CHUNK], gys[CHUNK];
+    for (int n = 0; n < N; n++) A[n] = load(s->A + (k * N + n) * s->d + c), h[n] = load(saved + n * s->d);
+    for (long i = 0; i < to - from; i++) {
+        const long t = k ? s->l - 1 - from - i : from + i, at = (b * s->l + t) * s->d + c;
+        const float *B = s->B + (row + t) * N, *C = s->C + (row + t) * N;
+        const vec dt = softplus(load(s->delta + (row + t) * s->d + c) + bias);
+        const vec u = load(s->u + (row + t) * s->d + c), du = dt * u;
+        vec y = D * u;
+        for (int n = 0; n < N; n++) {
+            const vec a = exp2v(dt * A[n]), next = a * h[i * N + n] + du * B[n];
+            decay[i * N + n] = a;
+            h[(i + 1) * N + n] = next;
+            y += next * C[n];
+        }
+        const vec grad = load(s->grad + at), z = load(s->z + b * s->z_batch + t * s->z_row + c);
+        const vec gate = sigmoid(z);
+        dts[i] = dt;
+        gys[i] = grad * z * gate;
+        vec d_z = grad * y * gate * (1.f + z * (1.f - gate));
+        if (k) d_z += load(s->d_z + at);
+        store(s->d_z + at, d_z);
+    }
+    for (long i = to - from - 1; i >= 0; i--) {
+        const long t = k ? s->l - 1 - from - i : from + i, at = (row + t) * s->d + c;
+        const float *B = s->B + (row + t) * N, *C = s->C + (row + t) * N;
+        const vec dt = dts[i], gy = gys[i], u = load(s->u + at), du = dt * u;
+        vec d_log = all(0.f), d_in = all(0.f);
+        for (int n = 0; n < N; n++) {
+            const vec g = carry->g[n] + gy * C[n], back = g * decay[i * N + n], d_exponent = back * h[i * N + n];
+            sum_C[i * N + n] += gy * h[(i + 1) * N + n];
+            sum_B[i * N + n] += g * du;
+            d_log += d_exponent * A[n];
+            d_in += g * B[n];
+            carry->d_A[n] += d_exponent * dt;
+            carry->g[n] = back;
+        }
+        const vec raw = load(s->delta + at) + bias;
+        const vec d_delta = (d_log * 0.693147181f + d_in * u) * sigmoid(raw);
+        store(s->d_u + at, gy * D + d_in * dt);
+        store(s->d_delta + at, d_delta);
+        carry->d_D += gy * u;
+        carry->d_bias += d_delta;
+    }
+}
+
+INLINE void scan_task_backward(const Scan *s, long task, int N) {
+    const long groups = (s->d + GROUP - 1) / GROUP, b = task / groups, group = task % groups;
+    const long first = group * GROUP, last = least(first + GROUP, s->d), blocks = GROUP / LANES;
+    vec *room = aligned_alloc(64, (sizeof(vec) * N * (4 * CHUNK + 1 + 2 * blocks) + 63) & ~63L);
+    vec *decay = room, *h = decay + CHUNK * N, *sum_B = h + (CHUNK + 1) * N, *sum_C = sum_B + CHUNK * N;
+    vec *rest = sum_C + CHUNK * N;
+    for (long k = 0; k < s->k; k++) {
+        Carry carry[GROUP / LANES];
+        memset(carry, 0, sizeof carry);
+        memset(rest, 0, sizeof(vec) * 2 * blocks * N);
+        for (long i = 0; i < blocks; i++) carry[i].g = rest + 2 * i * N, carry[i].d_A = carry[i].g + N;
+        for (long from = (s->l - 1) / CHUNK * CHUNK; from >= 0; from -= CHUNK) {
+            const long to = least(from + CHUNK, s->l);
+            memset(sum_B, 0, sizeof(vec) * 2 * CHUNK * N);
+            for (long c = first; c < last; c += LANES)
+                scan_chunk_backward(s, k, b, c, from, to, N, carry + (c - first) / LANES, decay, h, sum_B, sum_C);
+            for (long i = 0; i < to - from; i++) {
+                const long t = k ? s->l - 1 - from - i : from + i;
+                const long at = (((group * s->k + k) * s->b + b) * s->l + t) * N;
+                for (int n = 0; n < N; n++) s->d_B[at + n] = sum(sum_B[i * N + n]), s->d_C[at + n] = sum(sum_C[i * N + n]);
+            }
+        }
+        for (long c = first; c < last; c += LANES) {
+            const Carry *end = carry + (c - first) / LANES;
+            for (int n = 0; n < N; n++) store(s->d_A + ((b * s->k + k) * N + n) * s->d + c, end->d_A[n]);
+            store(s->d_D + (b * s->k + k) * s->d + c, end->d_D);
+            store(s->d_bias + (b * s->k + k) * s->d + c, end->d_bias);
+        }
+    }
+    free(room);
+}
+
+/* Before SiLU; direction 1 looks into the future, its last tap at the present too. */
+INLINE vec convolve(const Conv *s, long k, long b, long c, long t) {
+    vec y = load(s->bias + k * s->d + c);
+    for (long j = 0; j < s->w; j++) {
+        const long from = k ? t + s->w - 1 - j : t - s->w + 1 + j;
+        if (from < 0 || from >= s->l) continue;
+        y += load(s->weight + (k * s->w + j) * s->d + c) * load(s->x + b * s->x_batch + from * s->x_row + c);
+    }
+    return y;
+}
+
+static void conv_task(const void *args, long task) {
+    const Conv *s = args;
+    const long groups = (s->d + GROUP - 1) / GROUP, b = task / groups, first = task % groups * GROUP;
+    for (long t = 0; t < s->l; t++)
+        for (long k = 0; k < s->k; k++)
+            for (long c = first; c < least(first + GROUP, s->d); c += LANES) {
+                const vec y = convolve(s, k, b, c, t);
+                store(s->out + ((k * s->b + b) * s->l + t) * s->d + c, y * sigmoid(y));
+            }
+}
+
+static void conv_task_backward(const void *args, long task) {
+    const Conv *s = args;
+    const long groups = (s->d + GROUP - 1) / GROUP, b = task / groups, first = task % groups * GROUP;
+    for (long k = 0; k < s->k; k++)
+        for (long t = 0; t < s->l; t++)
+            for (long c = first; c < least(first + GROUP, s->d); c += LANES) {
+                const vec y = convolve(s, k, b, c, t), gate = sigmoid(y);
+                const vec g = load(s->grad + ((k * s->b + b) * s->l + t) * s->d + c) * gate * (1.f + y * (1.f - gate));
+                float *d_bias = s->d_bias + (b * s->k + k) * s->d + c;
+                store(d_bias, load(d_bias) + g);
+                for (long j = 0; j < s->w; j++) {
+                    const long from = k ? t + s->w - 1 - j : t - s->w + 1 + j;
+                    if (from < 0 || from >= s->l) continue;
+                    float *d_weight = s->d_weight + ((b * s->k + k) * s->w + j) * s->d + c;
+                    float *d_x = s->d_x + (b * s->l + from) * s->d + c;
+                    store(d_weight, load(d_weight) + g * load(s->x + b * s->x_batch + from * s->x_row + c));
+                    store(d_x, load(d_x) + g * load(s->weight + (k * s->w + j) * s->d + c));
+                }
+            }
+}
+
+/* The usual 16 states are unrolled and stay in registers; any other number works too. */
+static void scan_any(const void *args, long task) {
+    const Scan *s = args;
+    if (s->n == 16) scan_task(s, task, 16);
+    else scan_task(s, task, s->n);
+}
+
+static void scan_any_backward(const void *args, long task) {
+    const Scan *s = args;
+    if (s->n == 16) scan_task_backward(s, task, 16);
+    else scan_task_backward(s, task, s->n);
+}
+
+typedef struct {
+    void (*task)(const void *, long);
+    const void *args;
+    long tasks;
+    atomic_long next;
+} Queue;
+
+static void *work(void *queue) {
+    Queue *q = queue;
+    for (long task; (task = atomic_fetch_add(&q->next, 1)) < q->tasks;) q->task(q->args, task);
+    return NULL;
+}
+
+/* Threads live for one call: nothing to keep, nothing that a fork could break. */
+static void run(void (*task)(const void *, long), const void *args, long b, long d, long threads) {
+    Queue queue = {task, args, b * ((d + GROUP - 1) / GROUP), 0};
+    pthread_t helpers[MAX_THREADS];
+    long started = 0;
+    threads = least(least(threads, queue.tasks), MAX_THREADS);
+    while (started < threads - 1 && !pthread_create(helpers + started, NULL, work, &queue)) started++;
+    work(&queue);
+    while (started) pthread_join(helpers[--started], NULL);
+}
+
+void flexvideo_scan(const Scan *s, long threads) { run(scan_any, s, s->b, s->d, threads); }
+void flexvideo_scan_backward(const Scan *s, long threads) { run(scan_any_backward, s, s->b, s->d, threads); }
+void flexvideo_conv(const Conv *s, long threads) { run(conv_task, s, s->b, s->d, threads); }
+void flexvideo_conv_backward(const Conv *s, long threads) { run(conv_task_backward, s, s->b, s->d, threads); }
