@@ -1,6 +1,9 @@
 """Run and train any video state-space model at any frame count, frame size and patch size."""
 
 from flexvideo.bake import bake as bake
+from flexvideo.checkpoints import describe as describe
+from flexvideo.checkpoints import load as load
+from flexvideo.checkpoints import save as save
 from flexvideo.discover import plan_for as plan_for
 from flexvideo.families import register_family as register_family
 from flexvideo.geometry import Base as Base
@@ -11,6 +14,8 @@ from flexvideo.models import videomamba_base as videomamba_base
 from flexvideo.models import videomamba_middle as videomamba_middle
 from flexvideo.models import videomamba_small as videomamba_small
 from flexvideo.models import videomamba_tiny as videomamba_tiny
+from flexvideo.official import PretrainedFile as PretrainedFile
+from flexvideo.official import list_pretrained as list_pretrained
 from flexvideo.plan import Plan as Plan
 from flexvideo.plan import State as State
 from flexvideo.plan import Table as Table

@@ -25,8 +25,24 @@ class CheckpointError(FlexVideoError, ValueError):
     """A file or state dict that is not a checkpoint of the expected model."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint of which something was left out, or made up."""
+
+
+class HubError(FlexVideoError, OSError):
+    """The Hugging Face Hub refuses, lacks what was asked for, or cannot be reached."""
+
+
 class VideoError(FlexVideoError, ValueError):
     """A video that cannot be read."""
+
+
+class VideoWarning(UserWarning):
+    """A damaged video of which only a part is used."""
+
+
+class MotionError(FlexVideoError, ValueError):
+    """A motion capture file that cannot be read, or holds no clip that was asked for."""
 
 
 class BackendError(FlexVideoError, RuntimeError):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flexvideo.errors import ConfigError, GeometryError
+from flexvideo.models.hub_mixin import HubMixin
 from flexvideo.models.mixer import BiMamba
 from flexvideo.patch import PatchConv3d
 from flexvideo.scan import accumulation_dtype
@@ -118,7 +119,7 @@ class Block(nn.Module):
         return self.mixer(normed), residual
 
 
-class VideoMamba(nn.Module):
+class VideoMamba(nn.Module, HubMixin):
     """VideoMamba for video: patch embedding, class token, a stack of bidirectional Mamba blocks, a head.
 
     Forward, backward, initialisation and state-dict keys are those of the official implementation, but for

@@ -1,0 +1,196 @@
+"""Checkpoints in and out: official files, other people's, and our own, as models ready to run."""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flexvideo.active import flex_within
+from flexvideo.description import Description, description
+from flexvideo.errors import CheckpointWarning
+from flexvideo.modelconfig import UNSEEN, ModelConfig, agree
+from flexvideo.models import VideoMamba
+from flexvideo.policy import Policy
+from flexvideo.resample import Rule
+from flexvideo.sources import HEADER_KEY, Remote, Source, locate, read
+from flexvideo.statedict import Interpretation, interpret
+from flexvideo.swap import flex_config, make_flexible
+from flexvideo.weights import write_pickle, write_safetensors
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    repo_or_path: str | os.PathLike[str],
+    *,
+    filename: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    policy: Policy | str | Mapping[str, Any] | None = None,
+    rule: Rule | str | Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> VideoMamba:
+    """Load a VideoMamba from a file, a folder or the Hugging Face Hub, in eval mode.
+
+    Reads what `save_pretrained` writes, official .pth files and safetensors, under any common wrapper or
+    prefix; the shapes of the tensors say which model it is. A model saved flexible, or loaded with a policy
+    or a rule, comes back flexible; any other comes back plain. Pickles that hold code are refused. What a
+    file lacks, or what was left out of it, is said in one warning.
+
+    Args:
+        repo_or_path: a file, a folder, a repository ("owner/name"), or a name in `list_pretrained()`.
+        filename: which file of a folder or repository; needed when it holds several.
+        revision: branch, tag or commit of a repository.
+        token: of the Hub; True for the stored one.
+        cache_dir: where downloads are kept, the Hub client's own place by default.
+        local_files_only: take downloads from the cache alone.
+        policy: policy of the flexible model; the recorded one by default.
+        rule: resampling rule of the flexible model; the recorded one by default, or else "auto".
+        dtype: of the weights; that of the file by default.
+        device: where to put the model; the CPU by default.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, or not a VideoMamba.
+        HubError: the Hub refuses, lacks the file, or cannot be reached.
+
+    Example:
+        >>> import tempfile, flexvideo
+        >>> folder = tempfile.mkdtemp()
+        >>> model = flexvideo.VideoMamba(img_size=32, depth=1, embed_dim=16, num_classes=5)
+        >>> flexvideo.make_flexible(model, policy="flex-all").save_pretrained(folder)
+        >>> flexvideo.flex_config(flexvideo.load(folder))["policy"]["name"]
+        'flex-all'
+    """
+    source = locate(repo_or_path, filename)
+    if isinstance(source, Remote):
+        from flexvideo import hub
+
+        source = hub.fetch(
+            source,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+    found, config = read(source)
+    model = _build(found, agree(config, found.layout, where=source.name), dtype=dtype, device=device)
+    model.labels, model.mean, model.std, model.source = config.labels, config.mean, config.std, source.name
+    _report(source, found)
+    policy, rule = config.policy if policy is None else policy, config.rule if rule is None else rule
+    if policy is not None or rule is not None:
+        make_flexible(model, policy=policy, rule=rule)
+    return model.eval()
+
+
+def describe(
+    repo_or_path: str | os.PathLike[str],
+    *,
+    filename: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Description:
+    """Say what a checkpoint is, from the header alone where the Hub holds it as safetensors.
+
+    Args:
+        repo_or_path: as `load` takes it.
+        filename: as `load` takes it.
+        revision: as `load` takes it.
+        token: as `load` takes it.
+        cache_dir: as `load` takes it.
+        local_files_only: as `load` takes it.
+
+    Raises:
+        CheckpointError: as `load` raises it.
+        HubError: as `load` raises it.
+    """
+    source = locate(repo_or_path, filename)
+    if isinstance(source, Remote):
+        from flexvideo import hub
+
+        return hub.describe(
+            source,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+    found, config = read(source, shapes_only=True)
+    agree(config, found.layout, where=source.name)
+    return description(found, config, name=source.name, remark=source.remark)
+
+
+def save(model: VideoMamba, path: str | os.PathLike[str]) -> None:
+    """Write a model to one file, for `load` and for the official code: the same bytes for the same model.
+
+    A .safetensors file carries policy, rule, labels and normalisation in its header. Any other is a bare
+    state dict for torch.load, as the official files are, and carries tensors only.
+
+    Args:
+        model: plain or flexible.
+        path: the file; it is replaced whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        write_safetensors(path, model.state_dict(), text={HEADER_KEY: config_text(model)})
+        return
+    if flexing(model):
+        message = f"{path} is a bare state dict: it does not record {flexing(model)}."
+        warnings.warn(message, CheckpointWarning, stacklevel=2)
+    write_pickle(path, model.state_dict())
+
+
+def config_text(model: VideoMamba) -> str:
+    """The text of config.json for a model."""
+    size = model.patch_embed.img_size
+    layout = interpret(model.state_dict(), where="the model", img_size=size).layout
+    unseen = {name: model.config[name] for name in UNSEEN}
+    recorded = flexing(model)
+    config = ModelConfig(
+        model=layout.arguments | unseen,
+        policy=recorded.get("policy"),
+        rule=recorded.get("rule"),
+        labels=model.labels,
+        mean=model.mean,
+        std=model.std,
+    )
+    return config.to_text(layout)
+
+
+def flexing(model: VideoMamba) -> dict[str, Any]:
+    """Policy and rule of a flexible model; empty for a plain one."""
+    return {} if flex_within(model) is None else flex_config(model)
+
+
+def _build(
+    found: Interpretation,
+    arguments: dict[str, Any],
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> VideoMamba:
+    """A model around the tensors themselves: nothing is initialised only to be overwritten."""
+    model = VideoMamba(**arguments, device="meta")
+    state = {name: value.to(device=device, dtype=dtype).contiguous() for name, value in found.state.items()}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _report(source: Source, found: Interpretation) -> None:
+    logger.info("Loaded %s (%s)", source.name, found.layout.variant)
+    if found.translated:
+        logger.info("%s: %s.", source.name, "; ".join(found.translated))
+    remarks = [*found.lost, *([source.remark] if source.remark else [])]
+    if remarks:
+        warnings.warn(f"{source.name}: {'; '.join(remarks)}.", CheckpointWarning, stacklevel=3)

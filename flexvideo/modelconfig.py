@@ -1,0 +1,169 @@
+"""What travels with the weights: config.json, and the same text in the header of a safetensors file."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flexvideo.errors import CheckpointError, FlexVideoError
+from flexvideo.models.hub_mixin import IMAGENET_MEAN, IMAGENET_STD
+from flexvideo.policy import policy_of
+from flexvideo.resample import Rule
+from flexvideo.statedict import Layout
+
+LIBRARY = "flexvideo"
+FORMAT = 1
+# What tensors do not tell about an architecture; everything else is read from them, and only checked here.
+UNSEEN = ("norm_epsilon", "drop_rate", "drop_path_rate", "fc_drop_rate")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How to build and feed a model, and how it flexes.
+
+    Args:
+        model: keyword arguments of `flexvideo.VideoMamba`; any of them may be left out.
+        policy: `Policy.to_config()` of a flexible model; None for a plain one.
+        rule: `Rule.to_config()` of a flexible model; None for a plain one.
+        labels: class names in the order of the head's rows; None when unknown.
+        mean: of the colour channels, subtracted from frames in [0, 1].
+        std: of the colour channels, by which they are divided then.
+    """
+
+    model: dict[str, Any]
+    policy: dict[str, Any] | None = None
+    rule: dict[str, Any] | None = None
+    labels: tuple[str, ...] | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    @property
+    def img_size(self) -> tuple[int, int] | None:
+        """Frame height and width in pixels, where recorded."""
+        size = self.model.get("img_size")
+        return None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+
+    def to_text(self, layout: Layout) -> str:
+        """The text of config.json; always the same for the same content."""
+        base = layout.base
+        content = {
+            "library": LIBRARY,
+            "format": FORMAT,
+            "architecture": "VideoMamba",
+            "model": self.model,
+            "base": {
+                "frames": base.frames,
+                "height": base.height,
+                "width": base.width,
+                "patch": list(base.patch),
+                "tubelet": base.tubelet,
+            },
+            "policy": self.policy,
+            "rule": self.rule,
+            "labels": self.labels,
+            "mean": self.mean,
+            "std": self.std,
+        }
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def parse_config(text: str, *, where: str) -> ModelConfig | None:
+    """Read config.json; None when it is another library's.
+
+    Args:
+        text: the content of the file.
+        where: how to call it in messages.
+
+    Raises:
+        CheckpointError: no JSON, a value of the wrong kind, or a format newer than this version reads.
+
+    Example:
+        >>> parse_config('{"library": "flexvideo", "rule": {"kernel": "paper", "antialias": false}}',
+        ...              where="config.json").rule
+        {'kernel': 'paper', 'antialias': False}
+    """
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{where} is not JSON: {error}.") from error
+    if not isinstance(content, dict) or content.get("library") != LIBRARY:
+        return None
+    if content.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(
+            f"{where} has format {content['format']!r}, this version reads {FORMAT}: upgrade flexvideo."
+        )
+    model, labels = content.get("model", {}), content.get("labels")
+    mean, std = content.get("mean", IMAGENET_MEAN), content.get("std", IMAGENET_STD)
+    _expect(isinstance(model, dict), where, "model", "an object", model)
+    _expect(labels is None or _list_of(labels, str), where, "labels", "a list of names", labels)
+    _expect(_list_of(mean, float, int), where, "mean", "a list of numbers", mean)
+    _expect(_list_of(std, float, int) and 0 not in std, where, "std", "a list of numbers but 0", std)
+    _check_sizes(model, where)
+    policy, rule = content.get("policy"), content.get("rule")
+    return ModelConfig(
+        model=model,
+        policy=None if policy is None else _known(policy_of, policy, where).to_config(),
+        rule=None if rule is None else _known(Rule.of, rule, where).to_config(),
+        labels=None if labels is None else tuple(labels),
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+    )
+
+
+def agree(config: ModelConfig, layout: Layout, *, where: str) -> dict[str, Any]:
+    """Keyword arguments of the model: from its tensors, and from its config what tensors do not tell.
+
+    Args:
+        config: what was recorded.
+        layout: what the tensors are.
+        where: how to call the checkpoint in messages.
+
+    Raises:
+        CheckpointError: the two contradict each other.
+    """
+    arguments = layout.arguments
+    for name, found in arguments.items():
+        recorded = config.model.get(name, found)
+        if _pair(recorded) != _pair(found):
+            raise CheckpointError(
+                f"{where}: config.json says {name} = {recorded}, but the tensors are of a model with {found}."
+            )
+    if config.labels is not None and len(config.labels) != layout.num_classes:
+        raise CheckpointError(
+            f"{where}: config.json names {len(config.labels)} labels, but the head has "
+            f"{layout.num_classes} classes."
+        )
+    return arguments | {name: config.model[name] for name in UNSEEN if name in config.model}
+
+
+def _check_sizes(model: dict[str, Any], where: str) -> None:
+    size = model.get("img_size", 1)
+    sides = [size] if isinstance(size, int) else size
+    positive = _list_of(sides, int) and len(sides) in (1, 2) and min(sides) > 0
+    _expect(positive, where, "model.img_size", "pixels or [height, width]", size)
+    for name in UNSEEN:
+        value = model.get(name, 0.0)
+        _expect(isinstance(value, float | int), where, f"model.{name}", "a number", value)
+
+
+def _known(read: Callable[[Any], Any], value: object, where: str) -> Any:
+    try:
+        return read(value)
+    except (FlexVideoError, TypeError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _expect(holds: bool, where: str, name: str, expected: str, found: object) -> None:
+    if not holds:
+        raise CheckpointError(f"{where}: {name} must be {expected}, found {found!r}.")
+
+
+def _list_of(value: object, *kinds: type) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(type(item) in kinds for item in value)
+
+
+def _pair(value: Any) -> Any:
+    """A size as a pair, whichever way it was written; other values as they are."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return (value, value)

@@ -1,0 +1,346 @@
+"""Files and folders in, models out, and back again to the byte."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import flexvideo as fv
+from flexvideo.checkpoints import config_text, describe, load, save
+from flexvideo.errors import CheckpointError, CheckpointWarning, FlexVideoError
+
+GOLDEN = Path(__file__).parent / "data" / "videomamba_official_a.safetensors"
+SIZES = [(4, 32, 32), (3, 48, 48), (6, 40, 24)]
+
+
+def build(**arguments) -> fv.VideoMamba:
+    torch.manual_seed(1)
+    settings = {
+        "img_size": 32,
+        "patch_size": 8,
+        "depth": 2,
+        "embed_dim": 32,
+        "num_classes": 5,
+        "num_frames": 4,
+    }
+    model = fv.VideoMamba(**(settings | arguments)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def clip(frames: int = 4, height: int = 32, width: int = 32) -> Tensor:
+    return torch.randn(1, 3, frames, height, width, generator=torch.Generator().manual_seed(frames))
+
+
+def folder_of(model: fv.VideoMamba, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, folder / "model.safetensors")
+    (folder / "config.json").write_text(config_text(model))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["m.pth", "m.safetensors"])
+def test_what_is_saved_comes_back_the_same(tmp_path, name):
+    model = build(drop_path_rate=0.3, norm_epsilon=1e-4)
+    save(model, tmp_path / name)
+    back = load(tmp_path / name)
+    assert type(back) is fv.VideoMamba
+    assert not back.training
+    assert back.source == str(tmp_path / name)
+    assert all(parameter.requires_grad for parameter in back.parameters())
+    if name.endswith(".safetensors"):
+        assert back.config["norm_epsilon"] == 1e-4
+        assert back.config["drop_path_rate"] == 0.3
+        assert torch.equal(back(clip()), model(clip()))
+    assert back.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in back.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "policy", [None, "temporal", "static-patch", "static-tokens", "flexivit", "flex-all"]
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_save_load_save_is_byte_identical(tmp_path, policy, suffix):
+    model = build()
+    model.labels, model.mean = ("a", "b", "c", "d", "é"), (0.1, 0.2, 0.3)
+    if policy is not None and suffix == "safetensors":
+        fv.make_flexible(model, policy=policy, rule="pi")
+    save(model, tmp_path / f"1.{suffix}")
+    save(load(tmp_path / f"1.{suffix}"), tmp_path / f"2.{suffix}")
+    assert (tmp_path / f"1.{suffix}").read_bytes() == (tmp_path / f"2.{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_policy_rule_and_facts_travel_with_the_weights(tmp_path, as_folder):
+    model = fv.make_flexible(build(), policy=fv.FlexAll(frames=(4, 8), sizes=(32, (16, 48))), rule="paper")
+    model.labels, model.std = ("a", "b", "c", "d", "e"), (0.5, 0.5, 0.5)
+    if as_folder:
+        path = folder_of(model, tmp_path)
+    else:
+        path = tmp_path / "one.safetensors"
+        save(model, path)
+    back = load(path)
+    assert fv.flex_config(back) == fv.flex_config(model)
+    assert (back.labels, back.mean, back.std) == (model.labels, model.mean, model.std)
+    for size in SIZES:
+        assert torch.equal(back(clip(*size)), model(clip(*size)))
+
+
+def test_the_caller_decides_over_the_record(tmp_path):
+    save(fv.make_flexible(build(), policy="flexivit", rule="paper"), tmp_path / "m.safetensors")
+    config = fv.flex_config(load(tmp_path / "m.safetensors", policy="temporal"))
+    assert config["policy"]["name"] == "temporal"
+    assert config["rule"]["kernel"] == "paper"
+    config = fv.flex_config(load(tmp_path / "m.safetensors", rule="pi"))
+    assert (config["policy"]["name"], config["rule"]["kernel"]) == ("flexivit", "pi")
+
+
+def test_a_plain_file_becomes_flexible_on_request(tmp_path):
+    save(build(), tmp_path / "m.pth")
+    assert load(tmp_path / "m.pth", policy="static-tokens")(clip(6, 48, 40)).shape == (1, 5)
+    assert fv.flex_config(load(tmp_path / "m.pth", rule="pi"))["rule"]["kernel"] == "pi"
+    with pytest.raises(FlexVideoError, match="Unknown policy"):
+        load(tmp_path / "m.pth", policy="no-such-policy")
+
+
+def test_a_bare_state_dict_says_that_it_forgets_the_policy(tmp_path):
+    model = fv.make_flexible(build(), rule="pi")
+    with pytest.warns(CheckpointWarning, match="bare state dict: it does not record .*static-tokens"):
+        save(model, tmp_path / "m.pth")
+    state = torch.load(tmp_path / "m.pth", weights_only=True)
+    assert list(state) == list(model.state_dict())
+
+
+def test_dtype_and_device(tmp_path):
+    save(build(), tmp_path / "m.safetensors")
+    model = load(tmp_path / "m.safetensors", dtype=torch.float64, device="cpu")
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float64}
+    save(model.bfloat16(), tmp_path / "half.safetensors")
+    assert {p.dtype for p in load(tmp_path / "half.safetensors").parameters()} == {torch.bfloat16}
+
+
+def test_weights_survive_their_file(tmp_path):
+    save(build(), tmp_path / "m.safetensors")
+    model = load(tmp_path / "m.safetensors")
+    before = model(clip())
+    (tmp_path / "m.safetensors").write_bytes(b"\0" * (tmp_path / "m.safetensors").stat().st_size)
+    assert torch.equal(model(clip()), before)
+
+
+def test_a_loaded_model_trains(tmp_path):
+    save(build(), tmp_path / "m.safetensors")
+    model = load(tmp_path / "m.safetensors", policy="flex-all").train()
+    model(clip(2, 40, 40)).sum().backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "pos" in n
+    )
+
+
+def test_frames_that_are_not_square(tmp_path):
+    model = build(img_size=(32, 48))
+    back = load(folder_of(model, tmp_path / "ours"))
+    assert torch.equal(back(clip(4, 32, 48)), model(clip(4, 32, 48)))
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"24 rows .* no square grid, .*config\.json"):
+        load(tmp_path / "m.pth")
+    (tmp_path / "config.json").write_text('{"library": "flexvideo", "model": {"img_size": [32, 48]}}')
+    assert torch.equal(load(tmp_path / "m.pth")(clip(4, 32, 48)), model(clip(4, 32, 48)))
+
+
+def test_an_image_model_is_loaded_with_one_warning(tmp_path):
+    state = build().state_dict()
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].squeeze(2)
+    del state["temporal_pos_embedding"]
+    torch.save({"model": state}, tmp_path / "image.pth")
+    with pytest.warns(
+        UserWarning, match=r"image\.pth: these are image weights, so the temporal table is 8 rows"
+    ):
+        model = load(tmp_path / "image.pth")
+    assert model(clip(8)).shape == (1, 5)
+
+
+def test_masked_pretraining_gives_features_and_says_what_was_left_out(tmp_path):
+    state = build().state_dict()
+    state["norm.weight"] = state.pop("norm_f.weight")
+    head = {key: state.pop(key) for key in ("head.weight", "head.bias")}
+    torch.save(state | {"clip_decoder.0.head.weight": torch.ones(2, 2)}, tmp_path / "mask_pt.pth")
+    with pytest.warns(
+        CheckpointWarning, match="decoder of masked pretraining .*; there is no head"
+    ) as caught:
+        model = load(tmp_path / "mask_pt.pth")
+    assert len(caught) == 1
+    assert head["head.weight"].shape == (5, 32)
+    assert torch.equal(model(clip()), build().forward_features(clip()))
+
+
+def test_an_ordinary_file_warns_of_nothing_and_logs_what_it_is(tmp_path, caplog):
+    save(build(), tmp_path / "m.pth")
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO, logger="flexvideo"):
+        warnings.simplefilter("error")
+        load(tmp_path / "m.pth")
+    assert f"Loaded {tmp_path / 'm.pth'} (custom)" in caplog.text
+
+
+def test_an_official_state_dict_gives_the_official_numbers(tmp_path):
+    golden = load_file(GOLDEN)
+    state = {key.removeprefix("state."): value for key, value in golden.items() if key.startswith("state.")}
+    torch.save({"model": state}, tmp_path / "official.pth")
+    logits = load(tmp_path / "official.pth")(golden["input"])
+    assert (logits - golden["logits"]).norm() / golden["logits"].norm() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("files", "filename", "message"),
+    [
+        (
+            [],
+            None,
+            r"holds no weights: looked for model\.safetensors or a file ending in .*, found nothing\.",
+        ),
+        (["README.md", "a.txt"], None, r"found README\.md, a\.txt"),
+        (["a.pth", "b.pth"], None, r"holds 2 weight files, a\.pth, b\.pth: pass filename="),
+        (["a.pth"], "c.pth", r"c\.pth cannot be read: No such file"),
+        (["a.pth"], "../a.pth", r"filename='\.\./a\.pth' leads out of it and is refused"),
+        (["a.pth"], "/etc/passwd", "leads out of it and is refused"),
+        (["a.pth"], "sub\\..\\..\\a.pth", "leads out of it and is refused"),
+        (["a.pth"], None, r"a\.pth is empty \(0 bytes\)"),
+    ],
+)
+def test_folders_without_the_weights_wanted(tmp_path, files, filename, message):
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path, filename=filename)
+
+
+def test_a_folder_with_one_weight_file_or_a_named_one(tmp_path):
+    save(build(), tmp_path / "a.pth")
+    assert load(tmp_path).config["num_classes"] == 5
+    save(build(num_classes=7), tmp_path / "b.pth")
+    assert load(tmp_path, filename="b.pth").config["num_classes"] == 7
+
+
+@pytest.mark.parametrize(
+    "name", ["no/such/file.pth", "weights.pth", "one two", "./a/b", "models/weights.pth"]
+)
+def test_what_is_nowhere(name):
+    with pytest.raises(
+        CheckpointError, match=r"is no file or folder here, no repository \(owner/name\) and no"
+    ):
+        load(name)
+
+
+def test_a_file_takes_no_filename(tmp_path):
+    save(build(), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth is a file: filename='b\.pth' is for folders"):
+        load(tmp_path / "a.pth", filename="b.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model": {"num_classes": 9}},
+            "config.json says num_classes = 9, but the tensors are of a model with 5",
+        ),
+        ({"model": {"patch_size": [8, 4]}}, r"config.json says patch_size = \[8, 4\], but .* with 8"),
+        (
+            {"model": {"img_size": 64}},
+            "frames of 64 x 64 pixels give 8 x 8 patches of 8 x 8, but pos_embed has 16",
+        ),
+        ({"model": {"img_size": "big"}}, "model.img_size must be pixels or .*, found 'big'"),
+        ({"model": {"norm_epsilon": None}}, "model.norm_epsilon must be a number, found None"),
+        ({"model": 3}, "model must be an object, found 3"),
+        ({"labels": ["a", "b"]}, "config.json names 2 labels, but the head has 5 classes"),
+        ({"labels": "abc"}, "labels must be a list of names, found 'abc'"),
+        ({"mean": []}, r"mean must be a list of numbers, found \[\]"),
+        ({"std": [0, 1, 1]}, r"std must be a list of numbers but 0, found \[0, 1, 1\]"),
+        ({"policy": {"name": "nope"}}, r"config.json: Unknown policy"),
+        ({"rule": "nope"}, r"config.json: Unknown rule"),
+        ({"format": 2}, "has format 2, this version reads 1: upgrade flexvideo"),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors_or_itself(tmp_path, change, message):
+    folder = folder_of(build(), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "\x00", "[1"])
+def test_a_config_that_is_no_json(tmp_path, content):
+    folder = folder_of(build(), tmp_path)
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json is not JSON"):
+        load(folder)
+
+
+def test_another_librarys_config_is_none_of_ours(tmp_path):
+    save(build(), tmp_path / "m.pth")
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "model": 3}')
+    assert load(tmp_path).labels is None
+
+
+def test_beside_model_safetensors_the_config_counts_and_elsewhere_the_header(tmp_path):
+    model = fv.make_flexible(build(), policy="temporal")
+    folder = folder_of(model, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["policy"] = fv.FlexAll().to_config()
+    (folder / "config.json").write_text(json.dumps(config))
+    save(model, folder / "other.safetensors")
+    assert fv.flex_config(load(folder))["policy"]["name"] == "flex-all"
+    assert fv.flex_config(load(folder, filename="other.safetensors"))["policy"]["name"] == "temporal"
+    (folder / "config.json").unlink()
+    assert fv.flex_config(load(folder, filename="model.safetensors"))["policy"]["name"] == "temporal"
+
+
+def test_a_mislabelled_official_file_says_so(tmp_path):
+    path = tmp_path / "videomamba_m16_breakfast_mask_ft_f64_res224.pth"
+    save(build(), path)
+    with pytest.warns(CheckpointWarning, match="holds a temporal table of 32 frames, not 64"):
+        load(path)
+
+
+def test_describe_reads_shapes_only(tmp_path):
+    model = fv.make_flexible(build(kernel_size=2), policy="flex-all", rule="paper")
+    text = str(describe(folder_of(model, tmp_path)))
+    assert text.splitlines()[1:] == [
+        "  model      VideoMamba custom, 2 layers of width 32",
+        f"  parameters {sum(p.numel() for p in model.parameters()):,} (float32)",
+        "  made for   4 frames of 32 x 32 pixels",
+        "  patch      8 x 8 pixels, 2 frames deep",
+        "  classes    5",
+        "  can flex   patch kernel 8 x 8; spatial table 4 x 4; temporal table 2",
+        f"  policy     {', '.join(f'{k} {v}' for k, v in fv.FlexAll().to_config().items())}",
+        "  rule       kernel paper, antialias False",
+    ]
+
+
+def test_describe_tells_what_loading_would_say(tmp_path):
+    state = build().state_dict()
+    del state["head.weight"], state["head.bias"]
+    torch.save({"module": state}, tmp_path / "m.pth")
+    found = describe(tmp_path / "m.pth")
+    assert found.notes == (
+        "the weights are under 'module'",
+        "there is no head, so num_classes is 0 and model(clip) returns features",
+    )
+    assert "none recorded: plain until made flexible" in str(found)
+    assert found.base == fv.Base(4, 32, 32, (8, 8))
+
+
+def test_describe_names_the_official_sizes(tmp_path):
+    with torch.device("meta"):
+        model = fv.videomamba_small(num_classes=400, num_frames=16)
+    state = {name: torch.empty(value.shape) for name, value in model.state_dict().items()}
+    save_file(state, tmp_path / "s.safetensors")
+    found = describe(tmp_path / "s.safetensors")
+    assert (found.variant, found.parameters, found.classes) == ("small", 25_571_728, 400)
