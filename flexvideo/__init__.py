@@ -4,6 +4,8 @@ from flexvideo.bake import bake as bake
 from flexvideo.checkpoints import describe as describe
 from flexvideo.checkpoints import load as load
 from flexvideo.checkpoints import save as save
+from flexvideo.data.clips import read_clip as read_clip
+from flexvideo.data.encode import write_video as write_video
 from flexvideo.discover import plan_for as plan_for
 from flexvideo.families import register_family as register_family
 from flexvideo.geometry import Base as Base

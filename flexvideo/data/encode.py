@@ -1,0 +1,49 @@
+"""Frames to video files, with PyAV."""
+
+from fractions import Fraction
+from pathlib import Path
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from flexvideo.data.decode import pixels, pyav
+from flexvideo.errors import VideoError
+
+
+def write_video(path: str | Path, frames: UInt8[Tensor, "t h w 3"], *, fps: float = 25.0) -> None:
+    """Write frames as H.264; in full colour resolution (4:4:4) where a side is odd, which 4:2:0 cannot hold.
+
+    Args:
+        path: the file to write; its ending names the container: `.mp4`, `.mkv`, `.mov`, `.avi`.
+        frames: RGB, one frame or more.
+        fps: frames a second, above 0.
+
+    Raises:
+        VideoError: there is nothing to write, or it cannot be written there.
+
+    Example:
+        >>> write_video("video.mp4", frames, fps=15)  # doctest: +SKIP
+    """
+    av = pyav()
+    count, height, width, _ = frames.shape
+    if not frames.numel() or fps <= 0:
+        raise VideoError(
+            f"{path} cannot be written: a video needs frames of at least 1 x 1 pixels and a positive rate, "
+            f"got {count} frames of {height} x {width} at {fps:g} a second."
+        )
+    target = Path(path).absolute()
+    if not target.parent.is_dir():
+        raise VideoError(f"{path} cannot be written: there is no directory {target.parent}.")
+    try:
+        container = av.open(str(target), "w")
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(f"{path} cannot be written as a video: {error}.") from error
+    with container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(65535))
+        stream.height, stream.width, stream.options = height, width, {"crf": "18"}
+        stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        for frame in frames:
+            picture = av.VideoFrame(width, height, "rgb24")
+            pixels(picture).copy_(frame)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
