@@ -51,17 +51,25 @@ INLINE float sum(vec x) {
     return s;
 }
 
-/* 2**x, relative error 3e-7, and 1e-8 of 1 - 2**x for small x, which is what a recurrence amplifies. */
+/* 2**x for x < 128, relative error 3e-7, and 1e-8 of 1 - 2**x for small x, which is what a recurrence amplifies. */
 INLINE vec exp2v(vec x) {
-    x = clamp(x, -126.f, 127.f);
+#if defined(__AVX512DQ__)
+    const vec f = (vec)_mm512_reduce_ps((__m512)x, 0);
+#else
+    x = where(x < all(-126.f), all(-126.f), x); /* NaN stays: comparisons with it are false */
     const vec round = all(12582912.f); /* 1.5 * 2**23: adding it leaves the nearest integer in the low bits */
-    vec shifted = x + round, f = x - (shifted - round);
+    const vec shifted = x + round, f = x - (shifted - round);
+#endif
     vec p = f * 1.339086735e-03f + 9.666373693e-03f;
     p = p * f + 5.550357104e-02f;
     p = p * f + 2.402234894e-01f;
     p = p * f + 6.931471880e-01f;
     p = p * f + 1.f;
+#if defined(__AVX512DQ__)
+    return (vec)_mm512_scalef_ps((__m512)p, (__m512)(x - f));
+#else
     return p * (vec)(((ivec)shifted + 127) << 23);
+#endif
 }
 
 INLINE vec sigmoid(vec x) { return 1.f / (1.f + exp2v(x * -1.44269504f)); }
