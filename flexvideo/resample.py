@@ -5,6 +5,7 @@
 with A and B from `flexvideo.matrices`. Nothing but matrix products, so that a resize is deterministic on
 CUDA (the backward of `interpolate` is not), differentiable twice, exportable, and the same in every dtype: it
 is worked in the wider of float32 and the tensor's dtype, with autocast off, and rounded once at the end.
+(Whether CUDA works float32 products in TF32 stays what `torch.set_float32_matmul_precision` says.)
 """
 
 import math
@@ -206,7 +207,7 @@ class _AlongAxis(torch.autograd.Function):
     """Product of one axis with a matrix, autocast off in the backward too.
 
     AOTAutograd traces a backward under the autocast of its forward, so a plain product would lose the
-    gradient's precision in a compiled model.
+    gradient's precision in a compiled model. There is no `jvp`: dynamo refuses functions that have one.
     """
 
     generate_vmap_rule = True
