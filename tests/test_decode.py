@@ -32,6 +32,7 @@ COUNTED = {
     videos.hevc_cut,
     videos.repeated_times,
     videos.raw_h264,
+    videos.mpeg_ps,
     videos.no_first_keyframe,
     videos.truncated_avi,
     videos.truncated_mp4,
@@ -52,6 +53,7 @@ def full_decode(path: Path | str) -> Tensor:
     frames = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
+        stream.thread_count = 1  # how a decoder conceals broken parts depends on the number of threads
         for packet in [*container.demux(stream), None]:
             if packet is None or packet.size:
                 try:

@@ -177,6 +177,15 @@ def mpeg_ts(folder: Path) -> Path:
     return encode(folder / "stream.ts", pictures(50), codec="mpeg2video", bframes=2, gop=9)
 
 
+def mpeg_ps(folder: Path) -> Path:
+    """A program stream: after a seek the demuxer reports times that no frame has."""
+    return encode(folder / "program.mpg", pictures(50), codec="mpeg2video", bframes=2, gop=9)
+
+
+def flash(folder: Path) -> Path:
+    return encode(folder / "flash.flv", pictures(50), bframes=2, gop=9)
+
+
 def intra_refresh(folder: Path) -> Path:
     """Keyframes that only begin to repair the picture: seeking to one gives frames that are not yet right."""
     return encode(
@@ -274,6 +283,8 @@ AWKWARD = [
     avi_gaps,
     open_gop,
     mpeg_ts,
+    mpeg_ps,
+    flash,
     intra_refresh,
     raw_h264,
     no_first_keyframe,

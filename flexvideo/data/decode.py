@@ -96,6 +96,10 @@ def pixels(frame: "VideoFrame") -> UInt8[Tensor, "h w 3"]:
 
 def _listed(container: "InputContainer", stream: "VideoStream") -> VideoIndex | None:
     """Index by packets alone; None where they do not tell which frame is which."""
+    if (
+        container.format.name == "mpeg"
+    ):  # program streams: the times after a seek are not those of a full pass
+        return None
     vp8 = stream.codec_context.name == "vp8"
     try:
         packets = [
@@ -164,9 +168,13 @@ def _by_seeking(
 def _sought(
     container: "InputContainer", stream: "VideoStream", keys: Sequence[int], target: int, errors: list[str]
 ) -> "Iterator[VideoFrame]":
-    """Decode from the last of the keyframes, or an earlier one where the container seeks past the target."""
-    for key in keys[:-4:-1]:
-        container.seek(key, stream=stream)
+    """Decode from the last of the keyframes; from before it where the container overshoots."""
+    start = keys[0] - round(10 / (stream.time_base or 1))
+    for place in (*keys[:-4:-1], start):
+        try:
+            container.seek(place, stream=stream)
+        except pyav().FFmpegError:
+            continue
         frames = _decoded(container, stream, errors)
         first = next(frames, None)
         if first is not None and first.pts is not None and first.pts <= target:
