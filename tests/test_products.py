@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
-from flexvideo import resample
+from flexvideo import products
 from flexvideo.resample import RULES, Rule, prewarm, resample_kernel, resample_table, resize_clip
 
 # Dynamo instantiates the base class of autograd functions while it traces one.
@@ -23,10 +23,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Dep
 @pytest.fixture(autouse=True)
 def _cold_cache() -> Iterator[None]:
     torch._dynamo.reset()
-    resample._CACHE.clear()
+    products._CACHE.clear()
     yield
-    assert not any(map(poisoned, resample._CACHE.values()))
-    resample._CACHE.clear()
+    assert not any(map(poisoned, products._CACHE.values()))
+    products._CACHE.clear()
 
 
 def poisoned(matrix: Tensor) -> bool:
@@ -136,7 +136,7 @@ def test_autocast_first_does_not_poison_the_cache() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         first = resampled(weight)
     assert torch.equal(first, resampled(weight))
-    assert {m.dtype for m in resample._CACHE.values()} == {torch.float32}
+    assert {m.dtype for m in products._CACHE.values()} == {torch.float32}
 
 
 @pytest.mark.unchecked
@@ -146,7 +146,7 @@ def test_exports_with_a_cold_cache(strict: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # strict export announces its own retirement
         program = torch.export.export(module, (clip(),), strict=strict)
-    assert not resample._CACHE
+    assert not products._CACHE
     expected = module(clip())
     close([program.module()(clip())], [expected])
     file = io.BytesIO()
@@ -262,7 +262,7 @@ def test_two_threads_at_two_sizes() -> None:
     module = Embed()
     sizes = [17, 21, 26, 40]
     expected = {size: module(clip(size=size)) for size in sizes}
-    resample._CACHE.clear()
+    products._CACHE.clear()
     wrong: list[int] = []
 
     def work(size: int) -> None:
@@ -279,13 +279,13 @@ def test_two_threads_at_two_sizes() -> None:
 def test_models_carry_no_matrices() -> None:
     module = Embed()
     module(clip())
-    cached = dict(resample._CACHE)
+    cached = dict(products._CACHE)
     assert list(module.state_dict()) == ["kernel", "space", "time"]
     for clone in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), copy.deepcopy(module).double()):
         assert list(clone.state_dict()) == ["kernel", "space", "time"]
-    assert cached == resample._CACHE
+    assert cached == products._CACHE
     module.to(torch.float64)(clip().double())
-    assert {key[3] for key in resample._CACHE} == {torch.float32, torch.float64}
+    assert {key[3] for key in products._CACHE} == {torch.float32, torch.float64}
 
 
 def test_model_made_on_the_meta_device_and_filled_later() -> None:
@@ -298,30 +298,30 @@ def test_model_made_on_the_meta_device_and_filled_later() -> None:
 
 def test_low_precision_shares_the_float32_matrices() -> None:
     Embed()(clip())
-    count = len(resample._CACHE)
+    count = len(products._CACHE)
     Embed(torch.bfloat16)(clip().bfloat16())
-    assert len(resample._CACHE) == count
+    assert len(products._CACHE) == count
 
 
 def test_matrices_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Embed()
     module(clip())
-    monkeypatch.setattr(resample, "axis_matrix", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(products, "axis_matrix", lambda *_: pytest.fail("built again"))
     module(clip())
 
 
 def test_prewarm_leaves_nothing_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(6, 3, 1, 8, 8, dtype=torch.bfloat16)
     prewarm([("auto", 8, 5)], dtype=weight.dtype, device="cpu")
-    monkeypatch.setattr(resample, "axis_matrix", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(products, "axis_matrix", lambda *_: pytest.fail("built again"))
     resampled(weight)
 
 
 def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resample, "_CACHE_LIMIT", 8)
+    monkeypatch.setattr(products, "_CACHE_LIMIT", 8)
     for size in range(1, 30):
         resample_kernel(torch.randn(1, 1, 4, 4), (size, size), Rule.of("paper"))
-        assert len(resample._CACHE) <= 8
+        assert len(products._CACHE) <= 8
 
 
 def test_operator_passes_torchs_own_checks() -> None:
@@ -349,4 +349,4 @@ def test_cuda_equals_cpu_deterministically(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_device_and_its_index_share_their_matrices() -> None:
     prewarm([("auto", 8, 5)], dtype=torch.float32, device="cuda")
     resampled(torch.randn(6, 3, 1, 8, 8, device="cuda:0"))
-    assert len(resample._CACHE) == 1
+    assert len(products._CACHE) == 1

@@ -1,0 +1,151 @@
+"""Products of tensors with resize matrices, axis by axis: differentiable, cached, the same everywhere.
+
+Nothing but matrix products, so that a resize is deterministic on CUDA (the backward of `interpolate` is not),
+differentiable twice, exportable, and the same in every dtype: it is worked in the wider of float32 and the
+tensor's dtype, with autocast off, and rounded once at the end. (Whether CUDA works float32 products in TF32
+stays what `torch.set_float32_matmul_precision` says.)
+"""
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, no_type_check
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from flexvideo.matrices import axis_matrix
+
+# Matrices by (kind, old, new, dtype, device). A plain dict, never buffers: derived data belongs in no state
+# dict, no DDP broadcast and no deepcopy.
+_CACHE: dict[tuple[str, int, int, torch.dtype, torch.device], Tensor] = {}
+_CACHE_LIMIT = 1024
+
+
+@torch.library.custom_op(
+    "flexvideo::resize_matrix",
+    mutates_args=(),
+    schema="(str kind, SymInt old, SymInt new, ScalarType dtype, Device device) -> Tensor",
+)
+def _resize_matrix(
+    kind: str, old: int, new: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "new old"]:
+    # The body of an operator runs below every tracer and transform, so the cache only holds plain tensors.
+    key = (kind, old, new, dtype, device)
+    matrix = _CACHE.get(key)
+    if matrix is None:
+        if len(_CACHE) >= _CACHE_LIMIT:
+            _CACHE.clear()
+        with torch.inference_mode(False):
+            matrix = _CACHE[key] = axis_matrix(kind, old, new).to(device, dtype)
+    return matrix.clone()  # a compiled graph owns, and may overwrite, what an operator returns
+
+
+@_resize_matrix.register_fake
+def _(kind: str, old: int, new: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "new old"]:
+    return torch.empty(new, old, dtype=dtype, device=device)
+
+
+def _matrix(kind: str, old: int, new: int, x: Tensor) -> Float[Tensor, "new old"]:
+    if not (torch.compiler.is_compiling() or isinstance(x, FakeTensor)):
+        matrix = _CACHE.get((kind, old, new, x.dtype, x.device))
+        if matrix is not None:
+            return matrix
+    return _resize_matrix(kind, old, new, x.dtype, x.device)
+
+
+def _working_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _autocast_off(device_type: str) -> AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()  # the meta device has no autocast, not even to turn off
+
+
+def _multiply(x: Tensor, matrix: Float[Tensor, "new old"], axis: int) -> Tensor:
+    new, old = matrix.shape
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    with _autocast_off(x.device.type):
+        if math.prod(after) == 1:
+            y = x.reshape(math.prod(before), old) @ matrix.T
+        else:
+            # Not matmul, which may fold into a transposed result: DDP wants contiguous gradients.
+            batch = math.prod(before)
+            y = torch.bmm(matrix.expand(batch, new, old), x.reshape(batch, old, math.prod(after)))
+    return y.view(*before, new, *after)
+
+
+@no_type_check  # dynamo cannot trace the tests' shape checks inside an autograd function
+class _AlongAxis(torch.autograd.Function):
+    """Product of one axis with a matrix, autocast off in the backward too.
+
+    AOTAutograd traces a backward under the autocast of its forward, so a plain product would lose the
+    gradient's precision in a compiled model. There is no `jvp`: dynamo refuses functions that have one.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, matrix: Float[Tensor, "new old"], axis: int) -> Tensor:
+        return _multiply(x, matrix, axis)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        _, matrix, ctx.axis = inputs
+        ctx.save_for_backward(matrix)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (grad,), (matrix,) = grad_outputs, ctx.saved_tensors
+        return _multiply(grad, matrix.T, ctx.axis), None, None
+
+
+def multiply_axes(
+    x: Float[Tensor, "..."], *, first_axis: int, size: tuple[int, ...], kinds: tuple[str, ...]
+) -> Float[Tensor, "..."]:
+    """Resize consecutive axes of a tensor, each by its own matrix.
+
+    Args:
+        x: tensor.
+        first_axis: the first axis to resize, counted from the front.
+        size: lengths wanted.
+        kinds: kind of `axis_matrix` for each of these axes.
+
+    Returns:
+        The resized tensor, in the dtype of `x`.
+
+    Example:
+        >>> multiply_axes(torch.randn(2, 4, 6), first_axis=1, size=(8, 3), kinds=("linear", "bicubic")).shape
+        torch.Size([2, 8, 3])
+    """
+    y = x.to(_working_dtype(x.dtype))
+    # The last axis first: then the one large product is a plain matrix product.
+    for k in reversed(range(len(size))):
+        axis = first_axis + k
+        old, new = x.shape[axis], size[k]
+        if old != new:
+            y = _AlongAxis.apply(y, _matrix(kinds[k], old, new, y), axis)
+    return y.to(x.dtype)
+
+
+def prewarm(
+    matrices: Iterable[tuple[str, int, int]], *, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    """Build matrices ahead of their first use.
+
+    Args:
+        matrices: (kind, old, new) of each.
+        dtype: dtype of the tensors to be resampled.
+        device: device of the tensors to be resampled.
+
+    Example:
+        >>> prewarm([("auto", 16, 24), ("linear-aa", 8, 16)], dtype=torch.float32, device="cpu")
+    """
+    like = torch.empty(0, dtype=_working_dtype(dtype), device=device)
+    for kind, old, new in matrices:
+        if old != new:
+            _matrix(kind, old, new, like)
