@@ -35,6 +35,19 @@ class BiMamba(nn.Module):
     Source: VideoMamba (arXiv 2403.06977); Mamba (arXiv 2312.00752).
     """
 
+    in_proj: nn.Linear
+    out_proj: nn.Linear
+    conv1d: nn.Conv1d
+    conv1d_b: nn.Conv1d
+    x_proj: nn.Linear
+    x_proj_b: nn.Linear
+    dt_proj: nn.Linear
+    dt_proj_b: nn.Linear
+    A_log: nn.Parameter
+    A_b_log: nn.Parameter
+    D: nn.Parameter
+    D_b: nn.Parameter
+
     def __init__(
         self,
         dim: int,
@@ -45,34 +58,38 @@ class BiMamba(nn.Module):
     ) -> None:
         super().__init__()
         inner, rank = EXPAND * dim, math.ceil(dim / 16)
-        like = {"device": device, "dtype": dtype}
         self.scan_backend = scan_backend
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **like)
-        self.out_proj = nn.Linear(inner, dim, bias=False, **like)
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(inner, dim, bias=False, device=device, dtype=dtype)
         for end in ("", "_b"):
-            setattr(self, f"conv1d{end}", nn.Conv1d(inner, inner, TAPS, groups=inner, **like))
-            setattr(self, f"x_proj{end}", nn.Linear(inner, rank + 2 * STATE, bias=False, **like))
-            setattr(self, f"dt_proj{end}", nn.Linear(rank, inner, **like))
-            decay = torch.arange(1, STATE + 1, dtype=torch.float32, device=device).log()
-            setattr(self, f"A{end}_log", nn.Parameter(decay.repeat(inner, 1)))
-            setattr(self, f"D{end}", nn.Parameter(torch.ones(inner, dtype=torch.float32, device=device)))
-            init_step_size(getattr(self, f"dt_proj{end}"))
+            conv = nn.Conv1d(inner, inner, TAPS, groups=inner, device=device, dtype=dtype)
+            x_proj = nn.Linear(inner, rank + 2 * STATE, bias=False, device=device, dtype=dtype)
+            dt_proj = nn.Linear(rank, inner, device=device, dtype=dtype)
+            decay = torch.arange(1, STATE + 1, dtype=torch.float32, device=device).log().repeat(inner, 1)
+            skip = torch.ones(inner, dtype=torch.float32, device=device)
+            init_step_size(dt_proj)
+            self.add_module(f"conv1d{end}", conv)
+            self.add_module(f"x_proj{end}", x_proj)
+            self.add_module(f"dt_proj{end}", dt_proj)
+            self.register_parameter(f"A{end}_log", nn.Parameter(decay))
+            self.register_parameter(f"D{end}", nn.Parameter(skip))
 
     def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Mix the tokens."""
+        wide, backend = accumulation_dtype(hidden), self.scan_backend
         x, z = self.in_proj(hidden).chunk(2, dim=-1)  # (B, L, E) each
-        conv, conv_b = self.conv1d, self.conv1d_b
         u = causal_conv(
             x,
-            torch.stack((conv.weight, conv_b.weight)).squeeze(2),
-            torch.stack((conv.bias, conv_b.bias)),
-            backend=self.scan_backend,
-        )  # (K, B, L, E)
-        rows = u.flatten(1, 2)  # (K, B * L, E)
-        projected = torch.bmm(rows, torch.stack((self.x_proj.weight, self.x_proj_b.weight)).mT)
-        low, B, C = projected.split((self.dt_proj.in_features, STATE, STATE), dim=-1)
-        delta = torch.bmm(low, torch.stack((self.dt_proj.weight, self.dt_proj_b.weight)).mT)
-        tokens, wide = x.shape[:2], accumulation_dtype(x)
+            _both("weight", self.conv1d, self.conv1d_b).squeeze(2),
+            _both("bias", self.conv1d, self.conv1d_b),
+            backend=backend,
+        )
+        rows = torch.bmm(
+            u.flatten(1, 2), _both("weight", self.x_proj, self.x_proj_b).mT
+        )  # (K, B * L, R + 2 N)
+        low, B, C = rows.split((self.dt_proj.in_features, STATE, STATE), dim=-1)
+        delta = torch.bmm(low, _both("weight", self.dt_proj, self.dt_proj_b).mT)  # (K, B * L, E)
+        tokens = x.shape[:2]
         y = selective_scan(
             u,
             delta.unflatten(1, tokens),
@@ -81,10 +98,14 @@ class BiMamba(nn.Module):
             C.unflatten(1, tokens),
             torch.stack((self.D, self.D_b)).to(wide),
             z,
-            torch.stack((self.dt_proj.bias, self.dt_proj_b.bias)).to(wide),
-            backend=self.scan_backend,
+            _both("bias", self.dt_proj, self.dt_proj_b).to(wide),
+            backend=backend,
         )
         return self.out_proj(y)
+
+
+def _both(name: str, forward: nn.Module, backward: nn.Module) -> Tensor:
+    return torch.stack((getattr(forward, name), getattr(backward, name)))
 
 
 @torch.no_grad()

@@ -110,13 +110,13 @@ class Block(nn.Module):
         use_checkpoint: bool = False,
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
         """One block; the first one has no residual yet."""
-        residual = (
-            hidden.to(accumulation_dtype(hidden)) if residual is None else residual + self.drop_path(hidden)
-        )
-        normed = self.norm(residual)
-        if use_checkpoint:
-            return checkpoint(self.mixer, normed, use_reentrant=False), residual
-        return self.mixer(normed), residual
+        if residual is None:
+            total = hidden.to(accumulation_dtype(hidden))
+        else:
+            total = residual + self.drop_path(hidden)
+        normed = self.norm(total)
+        mixed = checkpoint(self.mixer, normed, use_reentrant=False) if use_checkpoint else self.mixer(normed)
+        return mixed, total
 
 
 class VideoMamba(nn.Module, HubMixin):
@@ -184,6 +184,8 @@ class VideoMamba(nn.Module, HubMixin):
         arguments = {k: v for k, v in locals().items() if k not in ("self", "device", "dtype", "__class__")}
         super().__init__()
         self.config: dict[str, Any] = arguments
+        if depth < 1:
+            raise ConfigError(f"A VideoMamba needs at least one block, and got depth={depth}.")
         _check(
             img_size=_pair(img_size),
             patch=_pair(patch_size),
@@ -243,10 +245,12 @@ class VideoMamba(nn.Module, HubMixin):
         Raises:
             GeometryError: a clip of another size than the model's.
         """
-        hidden, residual = self.embed(x), None
+        hidden: Tensor = self.embed(x)
+        residual: Tensor | None = None
         for index, layer in enumerate(self.layers):
             again = self.use_checkpoint and index < self.checkpoint_num
             hidden, residual = layer(hidden, residual, use_checkpoint=again)
+        assert residual is not None  # there is at least one block
         hidden = self.drop_path(hidden)
         if all_tokens:
             return self.norm_f(residual + hidden)
@@ -294,14 +298,14 @@ def init_weights(model: VideoMamba, *, mixers: bool) -> None:
         model: model to initialise in place.
         mixers: draw the linear layers of the mixers anew, which overwrites Mamba's own step sizes.
     """
-    for block in model.layers:
-        nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
-        with torch.no_grad():
-            block.mixer.out_proj.weight /= math.sqrt(len(model.layers))
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or name.endswith("out_proj"):
+        if not isinstance(module, nn.Linear):
             continue
-        if mixers or not name.startswith("layers."):
+        if name.endswith("out_proj"):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            with torch.no_grad():
+                module.weight /= math.sqrt(len(model.layers))
+        elif mixers or not name.startswith("layers."):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -7,6 +7,7 @@ FLOP counts) is here once. The backend travels as a string argument of the opera
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,10 +75,19 @@ def _empty(*inputs: Tensor) -> tuple[Tensor, ...]:
 @torch.library.custom_op(
     "flexvideo::selective_scan", mutates_args=(), schema=f"({SCAN}, str backend) -> (Tensor, Tensor[])"
 )
-def _scan(u: Tensor, *rest: Tensor | str) -> tuple[Tensor, list[Tensor]]:
-    *inputs, backend = rest
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    backend: str,
+) -> tuple[Tensor, list[Tensor]]:
     with torch.autocast(u.device.type, enabled=False):
-        return _kernels(str(backend)).scan(u, *inputs)
+        return _kernels(backend).scan(u, delta, A, B, C, D, z, delta_bias)
 
 
 @torch.library.custom_op(
@@ -85,9 +95,21 @@ def _scan(u: Tensor, *rest: Tensor | str) -> tuple[Tensor, list[Tensor]]:
     mutates_args=(),
     schema=f"(Tensor grad, {SCAN}, Tensor[] saved, str backend) -> {GRADS}",
 )
-def _scan_backward(grad: Tensor, *rest: Tensor | list[Tensor] | str) -> tuple[Tensor, ...]:
-    *inputs, saved, backend = rest
-    with torch.autocast(grad.device.type, enabled=False):
+def _scan_backward(
+    grad: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    saved: list[Tensor],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    with torch.autocast(u.device.type, enabled=False):
         return _like(_kernels(backend).scan_backward(grad, *inputs, saved), inputs)
 
 
@@ -109,69 +131,76 @@ def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, backen
 
 
 @_scan.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, backend):
-    return u.new_empty(u.shape[1:]), _kernels(backend).saved(u, A)
+def _fake_scan(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor]]:
+    return u.new_empty(u.shape[1:]), _kernels(rest[-1]).saved(u, A)
 
 
 @_scan_backward.register_fake
-def _(grad, u, delta, A, B, C, D, z, delta_bias, saved, backend):
-    return _empty(u, delta, A, B, C, D, z, delta_bias)
+def _fake_scan_backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _empty(*rest[:8])
 
 
 @_conv.register_fake
-def _(x, weight, bias, backend):
+def _fake_conv(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
     return x.new_empty(weight.shape[0], *x.shape)
 
 
 @_conv_backward.register_fake
-def _(grad, x, weight, bias, backend):
+def _fake_conv_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, backend: str
+) -> tuple[Tensor, ...]:
     return _empty(x, weight, bias)
 
 
-def _keep_scan(ctx, inputs, output) -> None:
+def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(*tensors, *output[1])
 
 
-def _scan_gradients(ctx, grad, _):
+def _scan_gradients(ctx: Any, grad: Tensor, _: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    return *torch.ops.flexvideo.selective_scan_backward(grad, *tensors[:8], tensors[8:], ctx.backend), None
+    backward = torch.ops.flexvideo.selective_scan_backward
+    return *backward(grad, *tensors[:8], list(tensors[8:]), ctx.backend), None
 
 
-def _keep_conv(ctx, inputs, output) -> None:
+def _keep_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _conv_gradients(ctx, grad):
+def _conv_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *torch.ops.flexvideo.causal_conv_backward(grad, *ctx.saved_tensors, ctx.backend), None
 
 
 _scan.register_autograd(_scan_gradients, setup_context=_keep_scan)
 _conv.register_autograd(_conv_gradients, setup_context=_keep_conv)
 
+Shape = Sequence[int]
+
 
 @register_flop_formula(torch.ops.flexvideo.selective_scan)
-def scan_flops(u, delta, A, *rest, out_shape=None) -> int:
+def scan_flops(u: Shape, delta: Shape, A: Shape, *rest: Any, out_shape: Any = None) -> int:
     """9 b l d n for the recurrence and b l d for the skip per direction, b l d for the gate."""
     k, b, l, d = u
     return b * l * d * (k * (9 * A[2] + 1) + 1)
 
 
 @register_flop_formula(torch.ops.flexvideo.selective_scan_backward)
-def scan_backward_flops(grad, u, delta, A, *rest, out_shape=None) -> int:
+def scan_backward_flops(
+    grad: Shape, u: Shape, delta: Shape, A: Shape, *rest: Any, out_shape: Any = None
+) -> int:
     """Twice the forward pass, as for a matrix product."""
     return 2 * scan_flops(u, delta, A)
 
 
 @register_flop_formula(torch.ops.flexvideo.causal_conv)
-def conv_flops(x, weight, *rest, out_shape=None) -> int:
+def conv_flops(x: Shape, weight: Shape, *rest: Any, out_shape: Any = None) -> int:
     """A multiplication and an addition per tap and output."""
     b, l, d = x
     return 2 * b * l * d * weight[0] * weight[2]
 
 
 @register_flop_formula(torch.ops.flexvideo.causal_conv_backward)
-def conv_backward_flops(grad, x, weight, *rest, out_shape=None) -> int:
+def conv_backward_flops(grad: Shape, x: Shape, weight: Shape, *rest: Any, out_shape: Any = None) -> int:
     """Twice the forward pass."""
     return 2 * conv_flops(x, weight)
