@@ -1,7 +1,7 @@
 """The geometry in force: set by an entry point of a flexible model, read by everything below it."""
 
 import threading
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ class Flex:
         self.modules = modules
         self.active = Active()
 
-    def geometry(self, clip: Tensor, patch: Patch | None) -> Geometry:
+    def geometry(self, clip: Any, patch: Patch | None) -> Geometry:
         """Geometry for a clip: the one in force where an entry point hands its own clip to another.
 
         Args:
@@ -81,7 +81,7 @@ class Flex:
             return resize_clip(clip.unsqueeze(2), size).squeeze(2)
         return resize_clip(clip, size)
 
-    def _sizes(self, clip: Tensor) -> tuple[int, int, int]:
+    def _sizes(self, clip: Any) -> tuple[int, int, int]:
         layout: Layout = self.plan.layout
         if not isinstance(clip, Tensor) or clip.ndim != len(layout):
             found = f"shape {tuple(clip.shape)}" if isinstance(clip, Tensor) else type(clip).__name__

@@ -1,0 +1,393 @@
+"""Where resampled tensors end up: coordinates, strange layouts, wrapped hosts, baked models, bad clips."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from hosts import (
+    BASE,
+    HOSTS,
+    SIZES,
+    ImageMamba,
+    Recogniser,
+    Stranger,
+    VisionMamba,
+    clip,
+    randomised,
+    stranger_plan,
+)
+from torch import Tensor, nn
+
+import flexvideo as fv
+from flexvideo.errors import GeometryError, UnsupportedModelError
+from flexvideo.hosts import flexible_class
+from flexvideo.layers import FlexibleConv3d
+
+POLICIES = ("temporal", "static-patch", "static-tokens", "flexivit", "flex-all")
+
+
+def centres(count: int) -> Tensor:
+    """Where the middle of each cell lies on an axis from 0 to 1."""
+    return (torch.arange(count) + 0.5) / count
+
+
+def ramps(*axes: Tensor) -> Tensor:
+    """(t, row, column) of every token of a clip, in order."""
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
+
+
+def assert_own_coordinate(
+    tokens: Tensor, base: tuple[int, ...], geometry: fv.Geometry, *, antialias: bool
+) -> None:
+    """Every token has the coordinate that torch interpolates for its place, one axis apart from the others."""
+    modes = ("bilinear", "bicubic", "bicubic")
+    axes = []
+    for old, new, mode in zip(base, (geometry.steps, *geometry.grid), modes, strict=True):
+        line = centres(old).double().expand(1, 1, 2, -1)
+        resized = nn.functional.interpolate(line, (2, new), mode=mode, antialias=antialias)[0, 0, 0]
+        assert (resized - centres(new)).abs().max() <= 0.5 / min(old, new)
+        assert (resized.diff() > -1e-12).all()
+        axes.append(resized.float())
+    torch.testing.assert_close(tokens, ramps(*axes), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["auto", "paper"])
+@pytest.mark.parametrize("size", [(8, 96, 64), (6, 48, 128), (16, 72, 104)])
+def test_every_token_receives_its_own_coordinate(size: tuple[int, int, int], rule: str) -> None:
+    model = VisionMamba(img_size=64, num_frames=8)
+    with torch.no_grad():
+        for parameter in (model.patch_embed.proj.weight, model.patch_embed.proj.bias, model.cls_token):
+            parameter.zero_()
+        space, time = ramps(torch.zeros(1), centres(8), centres(8)), centres(8)
+        model.pos_embed.zero_()
+        model.pos_embed[0, 1:, 1:3] = space[:, 1:]
+        model.pos_embed[0, 0] = 7
+        model.temporal_pos_embedding.zero_()
+        model.temporal_pos_embedding[0, :, 0] = time
+    fv.make_flexible(model, policy="static-patch", rule=rule)
+    seen = []
+    model.layers[0].register_forward_hook(lambda _, args, output: seen.append(args[0]))
+    model(clip(size))
+    geometry = fv.Geometry(*size, patch=(8, 8))
+    for tokens in seen[0]:
+        assert (tokens[0] == 7).all()  # the class token's row, untouched, and no temporal embedding
+        assert_own_coordinate(tokens[1:, :3], (8, 8, 8), geometry, antialias=rule == "auto")
+        assert (tokens[1:, 3:] == 0).all()
+
+
+@pytest.mark.parametrize("class_row", ["first", "middle", "last"])
+@pytest.mark.parametrize("table", ["frame_table", "joint_table", "image_table", "fixed_table"])
+@pytest.mark.parametrize("size", [(8, 48, 32), (3, 24, 56), (6, 64, 40)])
+def test_every_layout_of_a_table(table: str, class_row: str, size: tuple[int, int, int]) -> None:
+    model = Stranger(class_row=class_row)
+    at = {"first": 0, "middle": 8, "last": 16}[class_row]
+    with torch.no_grad():
+        tensors = {name: getattr(model, name) for name in ("frame_table", "image_table", "fixed_table")}
+        for parameter in [*model.parameters(), model.buffer_table, model.fixed_table]:
+            parameter.zero_()
+        space = ramps(torch.zeros(1), centres(4), centres(4))[:, 1:]
+        if table == "joint_table":
+            model.joint_table[0, :, :3] = ramps(*[centres(4)] * 3)
+        elif table == "frame_table":
+            tensors[table][0, :, 1:3] = torch.cat((space[:at], torch.full((1, 2), 7.0), space[at:]))
+        elif table == "image_table":
+            tensors[table][0, 1:3] = space.T.unflatten(1, (4, 4))
+        else:
+            tensors[table][:, 1:3] = space
+        model.buffer_table[:, 0] = 0 if table == "joint_table" else centres(4)
+    fv.make_flexible(model, policy="static-patch", plan=stranger_plan(class_row=class_row))
+    seen = []
+    model.blocks[0].register_forward_hook(lambda _, args, output: seen.append(args[0]))
+    model(clip(size).transpose(1, 2))
+    geometry = fv.Geometry(*size, patch=(8, 8))
+    count = geometry.tokens // geometry.steps
+    frames = seen[0][0].unflatten(0, (geometry.steps, count + 1))
+    row = {"first": 0, "middle": count // 2, "last": count}[class_row]
+    cls, tokens = frames[:, row], torch.cat((frames[:, :row], frames[:, row + 1 :]), dim=1)
+    assert (cls[:, 1:3] == (7 if table == "frame_table" else 0)).all()
+    assert_own_coordinate(tokens[..., :3].flatten(0, 1), (4, 4, 4), geometry, antialias=True)
+
+
+@pytest.mark.parametrize("order", ["chw", "hwc"])
+@pytest.mark.parametrize("rule", ["paper", "area", "pi", "adjoint", "auto"])
+def test_linear_patch_embedding_equals_a_convolution(order: str, rule: str) -> None:
+    model = Stranger(order=order)
+    plan = stranger_plan(order)
+    conv = nn.Conv2d(3, 12, 8, stride=8)
+    with torch.no_grad():
+        weight = conv.weight if order == "chw" else conv.weight.permute(0, 2, 3, 1)
+        model.stem.weight.copy_(weight.flatten(1))
+        model.stem.bias.copy_(conv.bias)
+    fv.make_flexible(model, policy="flex-all", rule=rule, plan=plan)
+    seen = []
+    model.stem.register_forward_hook(lambda _, args, output: seen.append(output))
+    x = clip((2, 24, 36)).transpose(1, 2)
+    model(x, patch=6)
+    kernel = fv.resample.resample_kernel(conv.weight, (6, 6), fv.resample.Rule.of(rule))
+    expected = nn.functional.conv2d(x.flatten(0, 1), kernel, conv.bias, stride=6).unflatten(0, (2, 2))
+    torch.testing.assert_close(seen[0], expected.permute(0, 1, 3, 4, 2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_stranger_trains_bakes_and_restores(size: tuple[int, int, int]) -> None:
+    plain = Stranger()
+    x, base = clip(size).transpose(1, 2), clip(BASE).transpose(1, 2)
+    expected, kinds = plain(base), [type(module) for module in plain.modules()]
+    model = fv.make_flexible(plain, policy="static-patch", plan=stranger_plan())
+    assert torch.equal(model(base), expected)
+    output = model(x)
+    output.square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
+    assert model.config.num_frames == 4
+    assert model.blocks[0].steps == 4
+    baked = fv.bake(model, frames=size[0], size=size[1:])
+    assert torch.equal(baked(x), output)
+    assert [type(module) for module in baked.modules()] == kinds
+    assert baked.config.num_frames == baked.blocks[1].steps == size[0]
+    assert torch.equal(copy.deepcopy(model)(x), output)
+    fv.restore(model)
+    assert [type(module) for module in plain.modules()] == kinds
+    assert torch.equal(plain(base), expected)
+
+
+@pytest.mark.parametrize("size", [(48, 32), (24, 40)])
+def test_image_host_whose_patch_embedding_asserts(size: tuple[int, int]) -> None:
+    plain = randomised(ImageMamba())
+    base = clip(BASE)[:, :, 0]
+    expected = plain(base)
+    model = fv.make_flexible(plain, policy="static-patch")
+    assert torch.equal(model(base), expected)
+    x = clip((1, *size))[:, :, 0]
+    output = model(x)
+    assert torch.equal(fv.bake(model, frames=1, size=size)(x), output)
+    with pytest.raises(AssertionError):
+        fv.restore(model)(x)
+    fv.make_flexible(model, policy="static-tokens")
+    assert model(x).shape == (2, 5)
+    assert model(clip((1, 39, 50))[:, :, 0]).shape == (2, 5)  # resized inside: an image has no time axis
+
+
+def test_tubelets() -> None:
+    plain = randomised(VisionMamba(kernel_size=2))
+    expected = plain(clip(BASE))
+    model = fv.make_flexible(plain)
+    assert torch.equal(model(clip(BASE)), expected)
+    x = clip((6, 48, 32))
+    assert torch.equal(fv.bake(model, frames=6, size=(48, 32))(x), model(x))
+    with pytest.raises(GeometryError, match="5 frames cannot be cut into tubelets of 2 frames: use 4 or 6"):
+        model(clip((5, 32, 32)))
+
+
+class TestModelAroundAModel:
+    def test_patch_reaches_the_model_inside(self) -> None:
+        outer = Recogniser(randomised(VisionMamba()))
+        expected = outer(clip(BASE))
+        model = fv.make_flexible(outer, policy="flex-all")
+        assert torch.equal(model(clip(BASE)), expected)
+        x = clip((4, 48, 48))
+        assert torch.equal(model(x), model.backbone(x / 2) * model.scale)
+        assert torch.equal(model(x, patch=12), model.backbone(x / 2, patch=12) * model.scale)
+        assert not torch.equal(model(x, patch=12), model(x))
+        assert "backbone.pos_embed" in fv.plan_for(model).parameters
+
+    def test_whole_or_part(self) -> None:
+        outer = Recogniser(randomised(VisionMamba()))
+        model = fv.make_flexible(outer)
+        x = clip((4, 48, 48))
+        assert torch.equal(fv.bake(model, frames=4, size=48)(x), model(x))
+        with pytest.raises(UnsupportedModelError, match="is a part of the model that was made flexible"):
+            fv.restore(model.backbone)
+        fv.make_flexible(model.backbone, policy="flex-all")
+        assert fv.flex_config(model)["policy"]["name"] == "flex-all"
+        assert type(fv.restore(model)) is Recogniser
+        assert type(outer.backbone) is VisionMamba
+
+    def test_made_flexible_before_it_was_put_inside(self) -> None:
+        outer = Recogniser(fv.make_flexible(VisionMamba()))
+        fv.make_flexible(outer, rule="pi")
+        assert type(outer) is Recogniser
+        assert fv.flex_config(outer)["rule"]["kernel"] == "pi"
+        fv.restore(outer)
+        assert type(outer.backbone) is VisionMamba
+
+    def test_two_of_them(self) -> None:
+        both = nn.ModuleList([fv.make_flexible(VisionMamba()), fv.make_flexible(VisionMamba())])
+        with pytest.raises(
+            UnsupportedModelError, match="ModuleList holds 2 flexible models: call this on each"
+        ):
+            fv.restore(both)
+
+
+class TestOtherClipInsideAnEntryPoint:
+    """A host that runs itself at two scales."""
+
+    class TwoScales(VisionMamba):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.forward_features(x) + self.forward_features(x[..., ::2, ::2]))
+
+    def test_each_call_has_its_own_geometry(self) -> None:
+        model = randomised(self.TwoScales())
+        fv.make_flexible(model, policy="static-patch")
+        x = clip((4, 64, 48))
+        parts = model.forward_features(x) + model.forward_features(x[..., ::2, ::2])
+        assert torch.equal(model(x), model.head(parts))
+        parts = model.forward_features(x, patch=4) + model.forward_features(x[..., ::2, ::2], patch=4)
+        assert torch.equal(model(x, patch=4), model.head(parts))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("size", [*SIZES, BASE])
+def test_bake(host: str, policy: str, size: tuple[int, int, int]) -> None:
+    frames, height, width = size
+    model = fv.make_flexible(randomised(HOSTS[host]()), policy=policy).eval()
+    base = fv.plan_for(model).base
+    geometry = fv.policy_of(policy).geometry(base, frames, height, width)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        baked = fv.bake(model, frames=frames, size=(height, width))
+    seen = fv.resample.resize_clip(clip(size), (geometry.height, geometry.width))
+    assert torch.equal(baked(seen), model(clip(size)))
+    assert type(baked).__name__ in ("VisionMamba", "VideoMamba")
+    assert not baked.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all("_flex" not in name for module in baked.modules() for name in module.__dict__)
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in baked.parameters())
+    for a, b in zip(baked.parameters(), model.parameters(), strict=True):
+        assert a.data_ptr() != b.data_ptr()
+
+
+def test_baked_state_loads_into_a_model_built_for_that_geometry() -> None:
+    model = fv.make_flexible(randomised(VisionMamba()), policy="static-tokens")
+    baked = fv.bake(model, frames=6, size=64)
+    fresh = VisionMamba(img_size=64, patch_size=16, num_frames=6)
+    fresh.load_state_dict(baked.state_dict(), strict=True)
+    x = clip((6, 64, 64))
+    assert torch.equal(fresh(x), model(x))
+    for a, b in ((fresh.patch_embed, baked.patch_embed), (fresh.patch_embed.proj, baked.patch_embed.proj)):
+        assert {k: v for k, v in a.__dict__.items() if isinstance(v, int | tuple)} == {
+            k: v for k, v in b.__dict__.items() if isinstance(v, int | tuple)
+        }
+    ours = fv.make_flexible(randomised(HOSTS["ours"]()), policy="static-patch")
+    baked = fv.bake(ours, frames=2, size=(24, 40))
+    fresh = fv.VideoMamba(**baked.config)
+    fresh.load_state_dict(baked.state_dict(), strict=True)
+    assert fresh.config == baked.config
+    assert torch.equal(fresh(clip((2, 24, 40))), ours(clip((2, 24, 40))))
+    fresh(clip((2, 24, 40))).sum().backward()
+
+
+def test_bake_says_which_clip_the_model_takes() -> None:
+    model = fv.make_flexible(VisionMamba(img_size=112, patch_size=8))
+    with pytest.warns(
+        UserWarning, match="takes clips of 4 frames of 98 x 98 px: at 96 x 96 px the policy 'st"
+    ):
+        baked = fv.bake(model, frames=4, size=96)
+    x = clip((4, 96, 96))
+    assert torch.equal(baked(fv.resample.resize_clip(x, (98, 98))), model(x))
+    assert fv.bake(model, frames=4, size=98, patch=7).patch_embed.img_size == (98, 98)
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    model = fv.make_flexible(VisionMamba(), policy="flex-all")
+    model.pos_embed.requires_grad_(False)
+    baked = fv.bake(model, frames=4, size=48, patch=8)
+    assert not baked.pos_embed.requires_grad
+    model(clip((4, 64, 64))).sum().backward()
+    assert model.pos_embed.grad is None
+
+
+def test_prewarm_builds_what_the_policy_draws() -> None:
+    model = fv.make_flexible(VisionMamba(), policy=fv.FlexAll(frames=(2, 6), sizes=(48, (24, 96))))
+    cache = fv.products._CACHE
+    cache.clear()
+    fv.prewarm(model)
+    built = set(cache)
+    assert built
+    for spec in model._flex.policy.specs(fv.plan_for(model).base):
+        model(clip((spec.frames, spec.height, spec.width)), patch=spec.patch)
+    assert set(cache) == built
+    fv.prewarm(model, [fv.ClipSpec(3, 20, 20, (8, 8))])
+    after = set(cache)
+    model(clip((3, 20, 20)), patch=8)
+    assert set(cache) == after > built
+
+
+def test_not_flexible() -> None:
+    model = VisionMamba()
+    for call in (fv.restore, fv.flex_config, fv.prewarm):
+        with pytest.raises(UnsupportedModelError, match=r"VisionMamba is not flexible: call make_flexible\("):
+            call(model)
+    with pytest.raises(UnsupportedModelError, match="VisionMamba is not flexible"):
+        fv.bake(model, frames=4, size=32)
+
+
+BAD_CLIPS = {
+    "one channel": (
+        torch.rand(1, 1, 4, 32, 32),
+        r"with 3 channels, got 1 channels in shape \(1, 1, 4, 32, 32\)",
+    ),
+    "channels after time": (torch.rand(1, 4, 3, 32, 32), "For btchw give a plan with layout='btchw'"),
+    "four dimensions": (
+        torch.rand(3, 4, 32, 32),
+        r"takes clips as \(batch, channels, frames, height, width\), got shape \(3, 4, 32, 32\)",
+    ),
+    "no tensor": ([1, 2], "height, width\\), got list"),
+    "zero frames": (
+        torch.rand(1, 3, 0, 32, 32),
+        "at least one frame of 1 x 1 px, got 0 frames of 32 x 32 px",
+    ),
+    "smaller than the grid": (
+        torch.rand(1, 3, 4, 3, 32),
+        "side of 3 px is smaller than the model's grid of 4",
+    ),
+    "whole numbers to resize": (
+        torch.zeros(1, 3, 4, 7, 32, dtype=torch.uint8),
+        "must be resized to 8 x 32 px, and this one holds torch.uint8",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_CLIPS)
+def test_bad_clips(what: str) -> None:
+    model = fv.make_flexible(VisionMamba())
+    x, message = BAD_CLIPS[what]
+    with pytest.raises(GeometryError, match=message):
+        model(x)
+    assert model._flex.active.geometry is None
+    assert model(clip(BASE)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("patch", [0, -8, (8, 0), (8, 8, 8)])
+def test_bad_patch(patch: object) -> None:
+    model = fv.make_flexible(VisionMamba())
+    with pytest.raises(Exception, match="patch") as caught:
+        model(clip(BASE), patch=patch)
+    assert model._flex.active.geometry is None
+    if not isinstance(patch, tuple) or len(patch) == 2:
+        assert isinstance(caught.value, GeometryError)
+
+
+def test_missing_clip_is_pythons_own_error() -> None:
+    model = fv.make_flexible(VisionMamba())
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        model(patch=4)
+
+
+def test_signature_shows_patch() -> None:
+    import inspect
+
+    model = fv.make_flexible(VisionMamba())
+    assert list(inspect.signature(model.forward).parameters) == ["x", "inference_params", "patch"]
+    assert model.forward.__doc__ == VisionMamba.forward.__doc__
+
+
+def test_names_of_classes() -> None:
+    model = fv.make_flexible(VisionMamba())
+    assert type(model).__name__ == "FlexibleVisionMamba"
+    assert type(model) is flexible_class(
+        VisionMamba, ("pos_embed", "temporal_pos_embedding"), ("forward", "forward_features"), ()
+    )
+    assert type(model.patch_embed.proj) is FlexibleConv3d
