@@ -1,0 +1,110 @@
+"""What flexing costs: a flexible forward (and training step) against the same geometry baked into a plain model.
+
+    python benchmarks/overhead.py [--device cuda] [--models tiny middle] [--batches 1 8]
+
+The two are timed in turns, so that a machine that slows down slows both; the figure is the median of the ratios.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from _results import write_results
+from torch import nn
+
+import flexvideo as fv
+
+BUILDERS = {"tiny": fv.videomamba_tiny, "small": fv.videomamba_small, "middle": fv.videomamba_middle}
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    """Wall time of one call, the device idle before and after."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def forward(model: nn.Module, clip: torch.Tensor) -> Callable[[], object]:
+    model.eval()
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(clip)
+
+    return run
+
+
+def train_step(model: nn.Module, clip: torch.Tensor) -> Callable[[], object]:
+    model.train()
+
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        model(clip).square().mean().backward()
+
+    return run
+
+
+def compare(name: str, batch: int, *, device: str, frames: int, size: int, repeats: int) -> list[dict[str, object]]:
+    """Time eval and training of the flexible model against its baked twin."""
+    flexible = fv.make_flexible(BUILDERS[name](num_classes=400, num_frames=16, drop_path_rate=0.0).to(device))
+    plain = fv.bake(flexible, frames=frames, size=size)
+    clip = torch.rand(batch, 3, frames, size, size, device=device)
+    rows: list[dict[str, object]] = []
+    for mode, step in (("eval", forward), ("train", train_step)):
+        runs = step(flexible, clip), step(plain, clip)
+        for run in runs * 2:
+            run()
+        pairs = [tuple(seconds(run, device) for run in runs) for _ in range(repeats)]
+        ratio = statistics.median(a / b for a, b in pairs)
+        milliseconds = 1e3 * statistics.median(a for a, _ in pairs)
+        rows.append(
+            {
+                "model": name,
+                "mode": mode,
+                "batch": batch,
+                "frames": frames,
+                "size": size,
+                "flexible_ms": milliseconds,
+                "baked_ms": 1e3 * statistics.median(b for _, b in pairs),
+                "overhead_percent": 100 * (ratio - 1),
+            }
+        )
+        print(
+            f"{name:>7} {mode:>6}  batch {batch:2d}, {frames} x {size}: {milliseconds:9.1f} ms, "
+            f"overhead {100 * (ratio - 1):+.2f} %",
+            flush=True,
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", nargs="+", default=["tiny"], choices=list(BUILDERS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    rows = []
+    for name in options.models:
+        for batch in options.batches:
+            rows += compare(
+                name,
+                batch,
+                device=options.device,
+                frames=options.frames,
+                size=options.size,
+                repeats=options.repeats,
+            )
+    write_results("overhead", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Pictures of results; matplotlib comes with the `plots` extra and is imported when a picture is drawn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flexvideo.demo import Cell
+from flexvideo.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "temporal": "#7570b3",
+    "static-patch": "#1b9e77",
+    "static-tokens": "#d95f02",
+    "flexivit": "#e7298a",
+    "flex-all": "#66a61e",
+}
+
+
+def plot_grid(cells: Sequence[Cell], path: str | Path, *, title: str) -> Path:
+    """Draw one heat map a policy (cosine to the base feature over T x R) above time against tokens.
+
+    Args:
+        cells: the results of `flexvideo.demo.run_grid`.
+        path: where to write; the ending chooses the format (".png", ".pdf", ".svg").
+        title: one line above the picture.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "A picture needs matplotlib, which is not installed: pip install 'flexvideo[plots]'."
+        ) from error
+    policies = list(dict.fromkeys(cell.policy for cell in cells))
+    figure = Figure(figsize=(2.5 * len(policies) + 0.8, 6.2), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplot_mosaic([policies, ["cost"] * len(policies)], height_ratios=[1, 1.25])
+    low = min(cell.cosine for cell in cells)
+    for policy in policies:
+        _heat_map([cell for cell in cells if cell.policy == policy], axes[policy], low=low)
+    axes[policies[0]].set_ylabel("frames T")
+    _cost(cells, axes["cost"])
+    figure.savefig(path, dpi=130)
+    return Path(path)
+
+
+def _heat_map(cells: Sequence[Cell], axes: "Axes", *, low: float) -> None:
+    frames = sorted({cell.frames for cell in cells})
+    sizes = sorted({cell.size for cell in cells})
+    values = {(cell.frames, cell.size): cell for cell in cells}
+    table = [[values[t, r].cosine for r in sizes] for t in frames]
+    axes.imshow(table, cmap="viridis", vmin=low, vmax=1.0, aspect="auto")
+    axes.set_title(cells[0].policy, fontsize=10)
+    axes.set_xticks(range(len(sizes)), [str(r) for r in sizes])
+    axes.set_yticks(range(len(frames)), [str(t) for t in frames])
+    axes.set_xlabel("frame side R (px)")
+    middle = (low + 1) / 2
+    for row, t in enumerate(frames):
+        for column, r in enumerate(sizes):
+            cell = values[t, r]
+            colour = "black" if cell.cosine > middle else "white"
+            label = f"{cell.cosine:.2f}\np {cell.patch}"
+            axes.text(column, row, label, ha="center", va="center", fontsize=8, color=colour)
+
+
+def _cost(cells: Sequence[Cell], axes: "Axes") -> None:
+    for policy in dict.fromkeys(cell.policy for cell in cells):
+        points = sorted((cell.tokens, cell.milliseconds) for cell in cells if cell.policy == policy)
+        tokens, milliseconds = zip(*points, strict=True)
+        axes.plot(tokens, milliseconds, "o", ms=6, alpha=0.75, color=COLOURS[policy], label=policy)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens a clip")
+    axes.set_ylabel("forward pass (ms)")
+    axes.grid(visible=True, which="both", alpha=0.2)
+    axes.legend(ncols=5, loc="upper left", fontsize=9)
