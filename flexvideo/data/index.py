@@ -34,7 +34,7 @@ class VideoIndex:
     def length(self) -> float:
         """Seconds from the first frame to the end of the last, taken to last as long as the others."""
         last = self.seconds[-1]
-        return last * len(self) / (len(self) - 1) if last else 1.0
+        return last + last / (len(self) - 1) if last else 1.0
 
     def within(self, start: float | None = None, end: float | None = None) -> range:
         """Give the numbers of the frames that appear in [start, end); of the one on show where none appears.
