@@ -41,6 +41,14 @@ class VideoWarning(UserWarning):
     """A damaged video of which only a part is used."""
 
 
+class DatasetError(FlexVideoError, ValueError):
+    """A data set whose lists, videos or labels are not as they should be."""
+
+
+class DatasetWarning(UserWarning):
+    """A data set of which something is missing."""
+
+
 class MotionError(FlexVideoError, ValueError):
     """A motion capture file that cannot be read, or holds no clip that was asked for."""
 
