@@ -12,6 +12,7 @@ tensors. Sequences are channel-last.
 from jaxtyping import Float
 from torch import Tensor
 
+from flexvideo.scan import ops as ops  # an exported program needs the operators, whichever backend runs
 from flexvideo.scan.reference import accumulation_dtype as accumulation_dtype
 from flexvideo.scan.registry import available_backends as available_backends
 from flexvideo.scan.registry import backend_for
@@ -58,7 +59,8 @@ def selective_scan(
 
     Source: Mamba (arXiv 2312.00752), algorithm 2; both directions as in Vision Mamba (arXiv 2401.09417).
     """
-    return backend_for(backend, u).selective_scan(u, delta, A, B, C, D, z, delta_bias)
+    module = backend_for(backend, u.device.type, u.dtype)
+    return module.selective_scan(u, delta, A, B, C, D, z, delta_bias)
 
 
 def causal_conv(
@@ -86,4 +88,5 @@ def causal_conv(
         >>> causal_conv(torch.ones(1, 5, 4), torch.ones(2, 4, 3), torch.zeros(2, 4)).shape
         torch.Size([2, 1, 5, 4])
     """
-    return backend_for(backend, x).causal_conv(x, weight, bias)
+    module = backend_for(backend, x.device.type, x.dtype)
+    return module.causal_conv(x, weight, bias)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from flexvideo.scan.registry import module
+from flexvideo.scan.registry import load
 
 SCAN = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, Tensor delta_bias"
 CONV = "Tensor x, Tensor weight, Tensor bias"
@@ -61,7 +61,7 @@ def operators(backend: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor
 
 
 def _kernels(backend: str) -> Kernels:
-    return module(backend).KERNELS
+    return load(backend).KERNELS
 
 
 def _like(grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -87,7 +87,8 @@ def _scan(
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     with torch.autocast(u.device.type, enabled=False):
-        return _kernels(backend).scan(u, delta, A, B, C, D, z, delta_bias)
+        out, saved = _kernels(backend).scan(u, delta, A, B, C, D, z, delta_bias)
+    return out.contiguous(), saved
 
 
 @torch.library.custom_op(
@@ -116,7 +117,7 @@ def _scan_backward(
 @torch.library.custom_op("flexvideo::causal_conv", mutates_args=(), schema=f"({CONV}, str backend) -> Tensor")
 def _conv(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
-        return _kernels(backend).conv(x, weight, bias)
+        return _kernels(backend).conv(x, weight, bias).contiguous()
 
 
 @torch.library.custom_op(

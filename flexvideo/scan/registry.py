@@ -6,19 +6,12 @@ import warnings
 from types import ModuleType
 
 import torch
-from torch import Tensor
 
 from flexvideo.errors import BackendError, ConfigError
 
-MODULES = {
-    "reference": "flexvideo.scan.reference",
-    "chunked": "flexvideo.scan.chunked",
-    "cpu": "flexvideo.scan.cpu",
-    "triton": "flexvideo.scan.triton",
-    "mamba-ssm": "flexvideo.scan.mamba_ssm",
-}
+BACKENDS = ("reference", "chunked", "cpu", "triton", "mamba-ssm")
 FAST = {"cuda": ("triton", "mamba-ssm"), "cpu": ("cpu",)}
-ONNX = "flexvideo.scan.onnx"
+_loaded: dict[str, ModuleType] = {}
 
 
 def available_backends() -> dict[str, str | None]:
@@ -29,38 +22,48 @@ def available_backends() -> dict[str, str | None]:
         >>> available_backends()["reference"] is None
         True
     """
-    return {name: reason(name) for name in MODULES}
+    return {name: reason(name) for name in BACKENDS}
 
 
-def backend_for(name: str, x: Tensor) -> ModuleType:
-    """The module that runs for this name and tensor.
+def backend_for(name: str, device: str, dtype: torch.dtype) -> ModuleType:
+    """The module that runs for this name, device type and dtype.
 
     Raises:
         ConfigError: an unknown name.
         BackendError: a backend that cannot run here.
     """
+    return _loaded[_choose(name, device, dtype)]
+
+
+@torch.compiler.assume_constant_result
+def _choose(name: str, device: str, dtype: torch.dtype) -> str:
+    # a constant to the compiler, which can follow neither imports nor caches; it then finds the module loaded
     if torch.onnx.is_in_onnx_export():
-        return importlib.import_module(ONNX)
-    if name == "auto":
-        return module("reference" if x.dtype == torch.float64 else _preferred(x.device.type))
-    if name not in MODULES:
-        raise ConfigError(f"Unknown scan backend {name!r}; known: 'auto', {str(list(MODULES))[1:-1]}.")
-    if why := reason(name):
+        chosen = "onnx"
+    elif name == "auto":
+        chosen = "reference" if dtype == torch.float64 else _preferred(device)
+    elif name not in BACKENDS:
+        raise ConfigError(f"Unknown scan backend {name!r}; known: 'auto', {str(list(BACKENDS))[1:-1]}.")
+    elif why := reason(name):
         raise BackendError(f"The scan backend {name!r} cannot run here: {why} Use 'auto'.")
-    return module(name)
+    else:
+        chosen = name
+    load(chosen)
+    return chosen
 
 
-@functools.cache
-def module(name: str) -> ModuleType:
+def load(name: str) -> ModuleType:
     """A backend's module, imported when first asked for."""
-    return importlib.import_module(MODULES[name])
+    if name not in _loaded:
+        _loaded[name] = importlib.import_module(f"flexvideo.scan.{name.replace('-', '_')}")
+    return _loaded[name]
 
 
 @functools.cache
 def reason(name: str) -> str | None:
     """Why a backend cannot run here, in one sentence, or None."""
     try:
-        return module(name).unavailable()
+        return load(name).unavailable()
     except ImportError as error:
         return f"the module {error.name!r} is not installed."
 
