@@ -20,8 +20,13 @@ from flexvideo.errors import ConfigError, GeometryError
 PINNED_SECONDS = 2.355248813847
 PINNED_HIPS = [-0.017092463, 1.013764955, 0.015627777]
 PINNED_HAND = [0.255771495, 1.759113419, 0.41011546]
-REVERSED = [("sit_down", "stand_up"), ("pick_up", "put_down"), ("walk_forward", "walk_backward")]
-MIRRORED = [(n, n.replace("left", "right")) for n in ACTIONS if n.endswith("left")]
+REVERSED = [
+    ("sit_down", "stand_up"),
+    ("pick_up", "put_down"),
+    ("walk_forward", "walk_backward"),
+    ("turn_left", "turn_right"),
+]
+MIRRORED = [(n, n.replace("left", "right")) for n in ACTIONS if n.endswith("left") and n != "turn_left"]
 poses = st.lists(st.floats(-80, 80), min_size=len(CHANNELS), max_size=len(CHANNELS))
 bodies = st.builds(Body, *[st.floats(0.8, 1.2) for _ in range(6)])
 few = settings(deadline=None, max_examples=25)
@@ -136,6 +141,9 @@ def _order_statistic(action: str, joints: torch.Tensor) -> torch.Tensor:
         return way[:, 2] * across[:, 0] - way[:, 0] * across[:, 2]
     if action == "pick_up":
         return (joints[:, -1] - joints[:, 0])[:, INDEX["Hand_L"], 1]
+    if action == "turn_left":
+        across = joints[:, :, INDEX["UpperLeg_L"]] - joints[:, :, INDEX["UpperLeg_R"]]
+        return across[:, 0, 2] - across[:, -1, 2]
     return hips[:, 0, 1] - hips[:, -1, 1]
 
 

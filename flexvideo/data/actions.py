@@ -138,10 +138,7 @@ MOTIONS = {
     ),
     "turn": Motion(
         seconds=(1.4, 2.2),
-        curves={
-            "yaw": ((0, -50), (0.12, -50), (0.88, 50), (1, 50)),
-            "turn": ((0, 0), (0.3, 16), (0.7, 8), (1, 0)),
-        },
+        curves={"yaw": ((0, -50), (0.12, -50), (0.88, 50), (1, 50))},
         steps=34.0,
         cycles=(2.0, 2.0),
     ),
@@ -199,7 +196,7 @@ ACTIONS = {
     "kick_left": Action("kick"),
     "kick_right": Action("kick", mirrored=True),
     "turn_left": Action("turn"),
-    "turn_right": Action("turn", mirrored=True),
+    "turn_right": Action("turn", backwards=True),
     "sit_down": Action("sit"),
     "stand_up": Action("sit", backwards=True),
     "pick_up": Action("pick"),
