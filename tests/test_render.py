@@ -96,7 +96,7 @@ def test_small_frames_are_what_large_ones_average_to(index):
 
 
 def test_an_edge_passes_smoothly_when_a_sphere_moves_by_parts_of_a_pixel():
-    """The light that a ball sends does not depend on where its edge cuts the pixels, within half a percent."""
+    """The light that a ball sends is the same wherever its edge cuts the pixels, within half a percent."""
     base = still(camera=Camera(height=1.0, target=1.0))
     metres_per_pixel = 6.0 / (float(base.focal[0]) * 64)
     totals = []
