@@ -1,5 +1,6 @@
 """Writers of awkward videos: each returns the path of a small file with one thing that trips decoders up."""
 
+import re
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -106,7 +107,7 @@ def avi_h264(folder: Path) -> Path:
 def avi_packed(folder: Path) -> Path:
     """A DivX "packed bitstream": B-frames travel in the packet of another frame, and leave a placeholder."""
     plain = encode(folder / "plain.avi", pictures(40), codec="mpeg4", bframes=1)
-    packets = [(data.replace(b"Lavc62.28.102", b"DivX503b1393p"), key) for data, key in packets_of(plain)]
+    packets = [(re.sub(rb"Lavc[\d.]+", b"DivX503b1393p", data), key) for data, key in packets_of(plain)]
     placeholder = bytes.fromhex("000001b6") + 0b0101000001001111.to_bytes(2, "big")
     packed = []
     for number, (data, key) in enumerate(packets):
@@ -142,9 +143,9 @@ def hevc_cut(folder: Path) -> Path:
 
 def repeated_times(folder: Path) -> Path:
     """Two packets of one presentation time."""
-    path = encode(folder / "even.mkv", pictures(30))
+    path = encode(folder / "even.webm", pictures(30), codec="libvpx", options={"cpu-used": "8"})
     packets = packets_of(path)
-    return remux(path, folder / "repeated.mkv", packets, times=[n - (n == 9) for n in range(len(packets))])
+    return remux(path, folder / "repeated.webm", packets, times=[n - (n == 9) for n in range(len(packets))])
 
 
 def packets_of(path: Path) -> list[tuple[bytes, bool]]:
