@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flexvideo.data.clips import Sampling, Size, read_clip
+from flexvideo.data.clips import IMAGENET_MEAN, IMAGENET_STD, Sampling, Size, read_clip
 from flexvideo.errors import ConfigError, MissingExtraError, UnsupportedModelError, VideoError, VideoWarning
+from flexvideo.models.hub_mixin import HubMixin
 
 OnError = Literal["raise", "skip"]
 
@@ -29,6 +30,8 @@ def extract_features(
     frames: int = 16,
     size: Size = 224,
     sampling: Sampling = "uniform",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     batch: int = 8,
     workers: int = 1,
     on_error: OnError = "raise",
@@ -44,6 +47,8 @@ def extract_features(
         frames: frames a clip.
         size: as for `read_clip`; with None, only neighbours of one size share a batch.
         sampling: as for `read_clip`.
+        mean: per colour, as for `read_clip`; None is the model's own, of another's model ImageNet's.
+        std: likewise.
         batch: clips in a forward pass.
         workers: threads that read videos ahead of the model.
         on_error: `raise` stops at the first video that cannot be read; `skip` warns and leaves it out.
@@ -63,7 +68,10 @@ def extract_features(
             "Features need at least 1 video, 1 clip a batch and 1 worker; "
             f"got {len(videos)}, {batch} and {workers}."
         )
-    read = functools.partial(read_clip, frames=frames, size=size, sampling=sampling)
+    own = (model.mean, model.std) if isinstance(model, HubMixin) else (IMAGENET_MEAN, IMAGENET_STD)
+    read = functools.partial(
+        read_clip, frames=frames, size=size, sampling=sampling, mean=mean or own[0], std=std or own[1]
+    )
     names: list[str] = []
     rows: list[Tensor] = []
     done = 0

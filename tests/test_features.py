@@ -15,6 +15,7 @@ from flexvideo.data.clips import read_clip
 from flexvideo.data.encode import write_video
 from flexvideo.errors import ConfigError, MissingExtraError, UnsupportedModelError, VideoError, VideoWarning
 from flexvideo.features import extract_features, load_features, save_features
+from flexvideo.models.hub_mixin import HubMixin
 
 
 class Means(nn.Module):
@@ -94,6 +95,16 @@ def test_videomamba_on_real_videos() -> None:
     assert names == real
     assert features.shape == (2, 32)
     assert not torch.equal(features[0], features[1])
+
+
+def test_normalisation_is_the_models_own(folder: list[Path]) -> None:
+    class Own(HubMixin, Means):
+        mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+
+    scale = {"mean": Own.mean, "std": Own.std}
+    for model, settings in ((Own(), {}), (Means(), scale)):
+        _, features = extract_features(model, folder[:2], frames=2, size=24, **settings)
+        torch.testing.assert_close(features, expected(folder[:2], frames=2, size=24, **scale))
 
 
 def test_a_bad_video_stops(folder: list[Path], tmp_path: Path) -> None:
