@@ -1,10 +1,8 @@
 """Scan backends against the reference, and the reference against arithmetic done by hand."""
 
-import os
-import subprocess
-import sys
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -333,48 +331,53 @@ def test_cpu_refuses_float64_and_auto_takes_the_reference():
     assert registry.backend_for("auto", "cpu", torch.float32).__name__.endswith("cpu")
 
 
-SCRIPT = """
-import warnings
-import torch
-from flexvideo.scan import selective_scan
-x, w = torch.ones(1, 1, 3, 2), torch.ones(1, 2)
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    for _ in range(2):
-        selective_scan(x, x, -torch.ones(1, 2, 2), x, x, w, x[0], w)
-print(len(caught), *(str(warning.message) for warning in caught))
-"""
+def test_without_a_kernel_the_slow_path_warns_once(monkeypatch):
+    inputs = [x.detach() for x in scan_inputs(dtype=torch.float32)]
+    expected = selective_scan(*inputs, backend="chunked")
+    monkeypatch.setattr(registry, "reason", lambda name: "no C compiler was found.")
+    registry._preferred.cache_clear()
+    message = "Selective scans on 'cpu' take the slow path in torch. cpu: no C compiler was found."
+    with pytest.warns(UserWarning, match=message):
+        out = selective_scan(*inputs)
+    assert torch.equal(out, expected)
+    assert torch.equal(selective_scan(*inputs), expected)  # and says nothing
+    registry._preferred.cache_clear()
 
 
-def run_script(**environment):
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return result.stdout.strip()
-
-
-def test_without_a_compiler_the_slow_path_warns_once(tmp_path):
-    message = run_script(CC="/no/such/compiler", XDG_CACHE_HOME=str(tmp_path))
-    assert message.startswith("1 Selective scans on 'cpu' take the slow path in torch. cpu: the C compiler")
-    assert "/no/such/compiler" in message
-
-
-def test_library_is_cached_whole_or_not_at_all(tmp_path):
-    assert run_script(XDG_CACHE_HOME=str(tmp_path)) == "0"
+def test_library_is_compiled_once_and_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library.__wrapped__()
     (library,) = (tmp_path / "flexvideo").iterdir()
     stamp = library.stat().st_mtime_ns
-    assert run_script(XDG_CACHE_HOME=str(tmp_path)) == "0"
-    assert library.stat().st_mtime_ns == stamp
+    assert native.library.__wrapped__()._name == str(library)
+    assert [path.stat().st_mtime_ns for path in library.parent.iterdir()] == [stamp]
 
 
-def test_cache_that_cannot_be_written(tmp_path):
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
-    assert run_script(XDG_CACHE_HOME=str(blocked)) == "0"
+def test_damaged_library_says_where_it_is(tmp_path, monkeypatch):
+    name = Path(native.library()._name).name
+    damaged = tmp_path / "flexvideo" / name
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"half a fi")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(native.CompileError, match=f"{damaged} cannot be loaded"):
+        native.library.__wrapped__()
+
+
+def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert native.library.__wrapped__()._name.startswith(str(tmp_path / "flexvideo-"))
+
+
+def test_no_compiler_says_what_was_looked_for(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(native.CompileError, match=r"no C compiler was found \(looked for \$CC, cc"):
+        native.library.__wrapped__()
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    with pytest.raises(native.CompileError, match=r"could not be run .*/no/such/compiler"):
+        native.library.__wrapped__()
 
 
 def test_failing_compiler_is_quoted(tmp_path, monkeypatch):

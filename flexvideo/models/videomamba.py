@@ -4,6 +4,7 @@ Shapes: B batch, C channels, T frames, H x W pixels; D width; L = 1 + T' * h * w
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -162,8 +163,8 @@ class VideoMamba(nn.Module, HubMixin):
     def __init__(
         self,
         *,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int | tuple[int, int] = 16,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int | Sequence[int] = 16,
         depth: int = 24,
         embed_dim: int = 192,
         channels: int = 3,
@@ -312,8 +313,9 @@ def init_weights(model: VideoMamba, *, mixers: bool) -> None:
     nn.init.trunc_normal_(model.pos_embed, std=0.02)
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def _times(*sizes: int) -> str:
@@ -334,8 +336,8 @@ def _check(
 
 def videomamba_tiny(
     *,
-    img_size: int | tuple[int, int] = 224,
-    patch_size: int | tuple[int, int] = 16,
+    img_size: int | Sequence[int] = 224,
+    patch_size: int | Sequence[int] = 16,
     channels: int = 3,
     num_classes: int = 1000,
     drop_rate: float = 0.0,
@@ -357,8 +359,8 @@ def videomamba_tiny(
 
 def videomamba_small(
     *,
-    img_size: int | tuple[int, int] = 224,
-    patch_size: int | tuple[int, int] = 16,
+    img_size: int | Sequence[int] = 224,
+    patch_size: int | Sequence[int] = 16,
     channels: int = 3,
     num_classes: int = 1000,
     drop_rate: float = 0.0,
@@ -380,8 +382,8 @@ def videomamba_small(
 
 def videomamba_middle(
     *,
-    img_size: int | tuple[int, int] = 224,
-    patch_size: int | tuple[int, int] = 16,
+    img_size: int | Sequence[int] = 224,
+    patch_size: int | Sequence[int] = 16,
     channels: int = 3,
     num_classes: int = 1000,
     drop_rate: float = 0.0,
@@ -403,8 +405,8 @@ def videomamba_middle(
 
 def videomamba_base(
     *,
-    img_size: int | tuple[int, int] = 224,
-    patch_size: int | tuple[int, int] = 16,
+    img_size: int | Sequence[int] = 224,
+    patch_size: int | Sequence[int] = 16,
     channels: int = 3,
     num_classes: int = 1000,
     drop_rate: float = 0.0,

@@ -150,7 +150,7 @@ def _rows(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d2"]:
     return _padded(x).contiguous()
 
 
-def _states(u: Float[Tensor, "k b l d"], A: Float[Tensor, "k d n"]) -> Float[Tensor, "c k b n d"]:
+def _states(u: Float[Tensor, "k b l d2"], A: Float[Tensor, "k d n"]) -> Float[Tensor, "c k b n d2"]:
     k, b, l, d = u.shape
     return u.new_empty(-(-l // CHUNK), k, b, A.shape[-1], d, dtype=torch.float32)
 
