@@ -8,6 +8,10 @@ from flexvideo.data.clips import read_clip as read_clip
 from flexvideo.data.encode import write_video as write_video
 from flexvideo.discover import plan_for as plan_for
 from flexvideo.families import register_family as register_family
+from flexvideo.features import extract_features as extract_features
+from flexvideo.features import load_features as load_features
+from flexvideo.features import save_features as save_features
+from flexvideo.folder import convert as convert
 from flexvideo.geometry import Base as Base
 from flexvideo.geometry import ClipSpec as ClipSpec
 from flexvideo.geometry import Geometry as Geometry

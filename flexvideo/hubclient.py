@@ -1,0 +1,102 @@
+"""Questions to the Hugging Face Hub through its own client: repeated where that helps, errors explained."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import HfApi, constants, hf_hub_download
+
+from flexvideo.errors import HubError
+from flexvideo.huberrors import explain, is_passing, timed_out
+
+logger = logging.getLogger(__name__)
+
+WAITS = (1.0, 4.0)  # seconds before a second and a third try
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach the Hub.
+
+    Args:
+        token: True for the stored one.
+        cache_dir: where downloads are kept; None for the client's own place.
+        offline: take them from there alone.
+    """
+
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    offline: bool = False
+
+    @property
+    def cache(self) -> str | None:
+        """The folder of downloads as the client takes it."""
+        return None if self.cache_dir is None else os.fspath(self.cache_dir)
+
+    @property
+    def api(self) -> HfApi:
+        """The Hub's client."""
+        return HfApi(token=self.token, library_name="flexvideo")
+
+
+def get(repo_id: str, filename: str, revision: str | None, access: Access) -> Path:
+    """Download a file, unless the cache has it, and return where it lies.
+
+    Args:
+        repo_id: "owner/name".
+        filename: in the repository.
+        revision: branch, tag or commit; "main" when None.
+        access: how to reach the Hub.
+
+    Raises:
+        HubError: it did not arrive.
+    """
+    return Path(
+        ask(
+            lambda: hf_hub_download(
+                repo_id,
+                filename,
+                revision=revision,
+                token=access.token,
+                cache_dir=access.cache,
+                library_name="flexvideo",
+            ),
+            what=f"{repo_id}/{filename}",
+            revision=revision,
+        )
+    )
+
+
+def ask(
+    call: Callable[[], Answer],
+    *,
+    what: str,
+    revision: str | None = None,
+    waits: tuple[float, ...] = WAITS,
+) -> Answer:
+    """Call the Hub's client; wait and try again when the trouble may pass, and say in a sentence when not.
+
+    Args:
+        call: asks one thing.
+        what: what is asked for, to call it in messages.
+        revision: of what is asked for.
+        waits: seconds before each further try.
+
+    Raises:
+        HubError: no answer; the client's own error is its cause.
+    """
+    for wait in (*waits, None):
+        try:
+            return call()
+        except Exception as error:  # the client raises from a dozen modules, other ones in every version
+            sentence = explain(error, what=what, revision=revision, endpoint=constants.ENDPOINT)
+            if wait is None or not is_passing(error) or timed_out(error):
+                raise HubError(sentence) from error
+            logger.warning("%s Trying again in %s s.", sentence, wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")

@@ -1,0 +1,117 @@
+"""What went wrong between here and the Hugging Face Hub, in one sentence."""
+
+import errno
+
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+PASSING = (408, 429, 500, 502, 503, 504)
+# httpx's or requests' own base class, whichever this version of the client is built on.
+_TRANSPORT = (OSError, *HfHubHTTPError.__bases__)
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether asking again may help: the network or the Hub is out of order, and the question is right.
+
+    Args:
+        error: what the client raised.
+    """
+    error = _inner(error)
+    if isinstance(error, HfHubHTTPError):
+        return _status(error) in PASSING
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+        return False
+    return isinstance(error, _TRANSPORT) and not _is_local(error)
+
+
+def timed_out(error: BaseException | None) -> bool:
+    """Whether the client has waited long enough for one answer, its own further tries included.
+
+    Args:
+        error: what the client raised.
+    """
+    return any("Timeout" in kind.__name__ for kind in type(_inner(error)).__mro__)
+
+
+def explain(error: Exception, *, what: str, revision: str | None, endpoint: str) -> str:
+    """Say what the client's error means and what to do.
+
+    Args:
+        error: what the client raised.
+        what: repository, with the file where there is one.
+        revision: that was asked for.
+        endpoint: address of the Hub.
+    """
+    inner = _inner(error)
+    asked = "" if revision is None else f" at {revision}"
+    for kind, sentence in (
+        (GatedRepoError, f"is gated: accept its terms on {endpoint} and pass a token of that account"),
+        (RepositoryNotFoundError, f"is not on {endpoint}, or is private: check its name, or pass token="),
+        (RevisionNotFoundError, f"has no revision {revision!r}"),
+        (OfflineModeIsEnabled, "needs the Hub, and HF_HUB_OFFLINE forbids to ask it"),
+        (
+            LocalEntryNotFoundError,
+            f"is not in the cache{asked}, and only the cache was to be asked",
+        ),
+        (EntryNotFoundError, f"does not exist{asked}"),
+        (HFValidationError, f"is no name of a repository (owner/name): {_first_line(inner)}"),
+    ):
+        if isinstance(inner, kind):
+            return f"{what} {sentence}."
+    if isinstance(inner, HfHubHTTPError):
+        return f"{what}: {endpoint} {_answer(_status(inner))}."
+    if isinstance(inner, OSError) and _is_local(inner):
+        return f"{what} cannot be stored: {inner.strerror}."
+    return f"{what} did not arrive from {endpoint}: {type(inner).__name__}: {_first_line(inner)}."
+
+
+def _answer(status: int) -> str:
+    meanings = {
+        401: "refuses the token",
+        403: "denies access: the token lacks the right",
+        408: "gave up waiting",
+        409: "reports a conflict: try again",
+        413: "says that this is too large",
+        429: "says that there were too many requests: try again later",
+    }
+    if status >= 500:
+        return f"is out of order (status {status}): try again later"
+    return f"{meanings.get(status, 'refuses')} (status {status})"
+
+
+def _inner(error: BaseException | None) -> BaseException | None:
+    """The error behind the one that only says that the cache has nothing either."""
+    while isinstance(error, LocalEntryNotFoundError | RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_local(error: BaseException | None) -> bool:
+    """Whether it is this machine's disk that is in the way."""
+    return isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.ENAMETOOLONG,
+    )
+
+
+def _status(error: HfHubHTTPError) -> int:
+    return 0 if error.response is None else error.response.status_code
+
+
+def _first_line(error: BaseException | None) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else "no reason given"

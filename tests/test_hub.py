@@ -1,0 +1,637 @@
+"""To the Hub and back, with its real client and a server on the loopback: the usual ways, and every fault."""
+
+import hashlib
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import READER, STRANGER, WRITER, Fault, HubServer
+from small import SIZES, build, clip
+
+import flexvideo as fv
+from flexvideo.errors import CheckpointError, CheckpointWarning, HubError
+
+# The client of this version passes open files in a way that its own HTTP library calls outdated.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+ROOT = Path(__file__).parents[1]
+REPO = "someone/stretchy"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub that the real client takes for the Hub, with a cache of its own and short waits."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with HubServer() as server:
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "no_token"),
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_ETAG_TIMEOUT": 1,
+            "HF_HUB_DOWNLOAD_TIMEOUT": 1,
+            "HF_HUB_DISABLE_PROGRESS_BARS": True,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        pause = time.sleep
+        monkeypatch.setattr(time, "sleep", lambda seconds: pause(min(seconds, 0.02)))
+        close_session()
+        yield server
+        close_session()
+
+
+def saved(model: fv.VideoMamba, folder: Path) -> dict[str, bytes]:
+    model.save_pretrained(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def bare(model: fv.VideoMamba, path: Path) -> bytes:
+    torch.save(model.state_dict(), path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def flexible() -> fv.VideoMamba:
+    model = fv.make_flexible(build(), policy=fv.FlexAll(frames=(4, 8), sizes=(32, 48)), rule="pi")
+    model.labels = ("a", "b", "c", "d", "e")
+    return model
+
+
+@pytest.fixture
+def published(hub: HubServer, flexible: fv.VideoMamba, tmp_path: Path) -> str:
+    return hub.add(REPO, saved(flexible, tmp_path / "published"))
+
+
+def cached_files(tmp_path: Path) -> list[str]:
+    blobs = (tmp_path / "cache").rglob("blobs/*")
+    return sorted(path.name for path in blobs)
+
+
+# What save_pretrained writes
+
+
+def test_a_folder_has_the_hubs_three_files(flexible, tmp_path):
+    files = saved(flexible, tmp_path / "folder")
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
+    config = json.loads(files["config.json"])
+    assert config["architecture"] == "VideoMamba"
+    assert config["base"] == {"frames": 4, "height": 32, "width": 32, "patch": [8, 8], "tubelet": 1}
+    assert {"policy": config["policy"], "rule": config["rule"]} == fv.flex_config(flexible)
+    assert config["labels"] == ["a", "b", "c", "d", "e"]
+    assert config["mean"] == [0.485, 0.456, 0.406]
+    back = fv.VideoMamba.from_pretrained(tmp_path / "folder")
+    assert saved(back, tmp_path / "again") | {"README.md": b""} == files | {"README.md": b""}
+
+
+def test_the_card_tells_facts_and_three_lines_of_use(flexible, tmp_path):
+    flexible.mean = (0.5, 0.5, 0.5)
+    rows = [{"frames": 8, "size": 96, "top1": 0.81251}, {"frames": 16, "size": 96, "note": "a|b"}]
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    flexible.save_pretrained(tmp_path / "m", repo_id="me/m", results=tmp_path / "r.json", license="mit")
+    card = (tmp_path / "m/README.md").read_text()
+    assert card.startswith("---\nlicense: mit\nlibrary_name: flexvideo\npipeline_tag: video-classification\n")
+    for line in (
+        "| base geometry | 4 x 32 x 32 |",
+        "| policy | flex-all |",
+        "| sizes drawn in training | 32, 48 |",
+        "| resampling rule | pi, true |",
+        "| mean, std | 0.5, 0.5, 0.5; 0.229, 0.224, 0.225 |",
+        'model = fv.load("me/m")',
+        'fv.read_clip("video.mp4", frames=4, size=32, mean=model.mean, std=model.std)',
+        "| frames | size | top1 | note |",
+        "| 8 | 96 | 0.8125 |  |",
+        "| 16 | 96 |  | a\\|b |",
+        "arXiv:2510.16209",
+    ):
+        assert line in card
+    assert json.loads((tmp_path / "m/results.json").read_text()) == rows
+
+
+def test_a_card_without_facts_claims_none(tmp_path):
+    build(num_classes=0).save_pretrained(tmp_path / "m")
+    card = (tmp_path / "m/README.md").read_text()
+    assert "license:" not in card
+    assert "Not stated by the authors of these weights." in card
+    assert "## Results" not in card
+    assert "pipeline_tag: feature-extraction" in card
+
+
+def test_a_card_that_somebody_wrote_stays(tmp_path):
+    build().save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("# Mine\n")
+    build().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot be read: Expecting property name"), ("[1]", "must hold one JSON object or a list")],
+)
+def test_results_that_are_none(tmp_path, content, message):
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        build().save_pretrained(tmp_path / "m", results=tmp_path / "r.json")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file cannot be written: File exists"):
+        build().save_pretrained(tmp_path / "file")
+
+
+def test_convert_goes_both_ways(flexible, tmp_path):
+    flexible.save_pretrained(tmp_path / "ours")
+    fv.convert(tmp_path / "ours", tmp_path / "one.safetensors")
+    fv.convert(tmp_path / "one.safetensors", tmp_path / "again")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
+    with pytest.warns(CheckpointWarning, match="bare state dict: it does not record"):
+        fv.convert(tmp_path / "again", tmp_path / "official.pth")
+    state = torch.load(tmp_path / "official.pth", weights_only=True)
+    assert all(torch.equal(state[name], value) for name, value in flexible.state_dict().items())
+
+
+def test_any_wrapped_model_keeps_its_policy_beside_its_own_weights(flexible, tmp_path):
+    (tmp_path / "flex.json").write_text(json.dumps(fv.flex_config(flexible)))
+    other = fv.make_flexible(build(), **json.loads((tmp_path / "flex.json").read_text()))
+    assert all(torch.equal(other(clip(*size)), flexible(clip(*size))) for size in SIZES)
+
+
+# From the Hub
+
+
+def test_load_gives_the_flexible_model_and_the_commit_it_came_from(hub, published, flexible, caplog):
+    with caplog.at_level(logging.INFO, logger="flexvideo"):
+        model = fv.load(REPO)
+    assert model.source == f"{REPO}@{published}/model.safetensors"
+    assert model.source in caplog.text
+    assert model.labels == flexible.labels
+    assert fv.flex_config(model) == fv.flex_config(flexible)
+    assert all(torch.equal(model(clip(*size)), flexible(clip(*size))) for size in SIZES)
+
+
+def test_a_second_load_downloads_nothing(hub, published):
+    fv.load(REPO)
+    hub.seen.clear()
+    fv.load(REPO)
+    assert hub.requests("/content/") == []
+    assert {request.method for request in hub.requests("resolve")} == {"HEAD"}
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "module"])
+def test_raw_weights_in_any_repository_with_a_policy_of_the_callers(hub, tmp_path, wrapper):
+    model = build()
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save(state if wrapper is None else {wrapper: state}, tmp_path / "w.pth")
+    hub.add(
+        "authors/raw", {"snake.pth": (tmp_path / "w.pth").read_bytes(), "config.json": b'{"model_type": "x"}'}
+    )
+    loaded = fv.load("authors/raw", policy="static-tokens", rule="paper")
+    assert fv.flex_config(loaded)["rule"] == {"kernel": "paper", "antialias": False}
+    assert torch.equal(loaded(clip()), model(clip()))
+    assert type(fv.load("authors/raw", filename="snake.pth")) is fv.VideoMamba
+
+
+def test_published_files_have_short_names(hub, tmp_path):
+    content = bare(build(), tmp_path / "w.pth")
+    sha = hub.add("OpenGVLab/VideoMamba", {"videomamba_t16_k400_f8_res224.pth": content, "x.pth": b"other"})
+    model = fv.load("t16_k400_f8_res224")
+    assert model.source == f"OpenGVLab/VideoMamba@{sha}/videomamba_t16_k400_f8_res224.pth"
+    hub.add("OpenGVLab/VideoMamba", {"videomamba_m16_breakfast_mask_ft_f64_res224.pth": content})
+    with pytest.warns(CheckpointWarning, match="holds a temporal table of 32 frames, not 64"):
+        fv.load("m16_breakfast_mask_ft_f64_res224")
+
+
+def test_revisions_are_pinned(hub, published, flexible, tmp_path):
+    repo = hub.repos[REPO]
+    repo.refs["v1"] = published
+    with torch.no_grad():
+        flexible.head.bias += 1
+    newer = hub.add(REPO, saved(flexible, tmp_path / "newer"))
+    assert newer != published
+    for revision in ("v1", published):
+        assert fv.load(REPO, revision=revision).source == f"{REPO}@{published}/model.safetensors"
+    assert fv.load(REPO).source == f"{REPO}@{newer}/model.safetensors"
+
+
+def test_a_repository_that_moves_while_it_is_read_gives_one_commit_and_a_warning(
+    hub, published, flexible, tmp_path
+):
+    with torch.no_grad():
+        flexible.head.bias += 1
+    files = saved(flexible, tmp_path / "newer")
+    answer = HubServer.fault_for
+
+    def move(self, method, path):
+        if method == "HEAD":
+            self.fault_for = lambda *_: None
+            self.add(REPO, files)
+        return answer(self, method, path)
+
+    hub.fault_for = move.__get__(hub)
+    with pytest.warns(
+        CheckpointWarning, match=f"is at commit {published}, but the client gave model.safetensors of"
+    ):
+        model = fv.load(REPO)
+    assert model.source == f"{REPO}@{hub.repos[REPO].refs['main']}/model.safetensors"
+    assert torch.equal(model.head.bias, flexible.head.bias)
+
+
+def test_a_renamed_repository_is_followed(hub, published):
+    hub.renamed["someone/before"] = REPO
+    assert fv.load("someone/before").labels == ("a", "b", "c", "d", "e")
+
+
+def test_a_private_repository_needs_a_token_that_no_one_else_sees(hub, flexible, tmp_path, caplog):
+    hub.add("me/secret", saved(flexible, tmp_path / "m"), private=True)
+    with caplog.at_level(logging.DEBUG):
+        model = fv.load("me/secret", token=READER)
+    assert all("authorization" not in request.headers for request in hub.requests("/content/"))
+    assert all(request.headers["authorization"] == f"Bearer {READER}" for request in hub.requests("resolve"))
+    assert READER not in caplog.text
+    assert READER not in str(model.source)
+    for token, asked in ((None, "not logged in"), (STRANGER, "no rights"), ("hf_wrong", "no such token")):
+        with pytest.raises(HubError, match=r"me/secret(:| is not on) http") as error:
+            fv.load("me/secret", token=token, cache_dir=tmp_path / asked)
+        assert str(error.value).count("\n") == 0
+        assert token is None or token not in str(error.value)
+
+
+def test_a_gated_repository_says_so(hub, flexible, tmp_path):
+    hub.add("me/gated", saved(flexible, tmp_path / "m"), gated=True)
+    with pytest.raises(HubError, match=r"me/gated/model\.safetensors is gated: accept its terms on http"):
+        fv.load("me/gated", token=READER)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            ("someone/none", {}),
+            HubError,
+            r"^someone/none is not on http://127\.0\.0\.1:\d+, or is private: check",
+        ),
+        ((REPO, {"revision": "v9"}), HubError, r"^someone/stretchy has no revision 'v9'\.$"),
+        (
+            (REPO, {"filename": "w.pth"}),
+            HubError,
+            r"has no file w\.pth; it has .*config\.json",
+        ),
+        (
+            (REPO, {"filename": "../w.pth"}),
+            CheckpointError,
+            r"filename='\.\./w\.pth' leads out of it and is refused",
+        ),
+        (("-bad-/..", {}), CheckpointError, r"is no file or folder here, no repository"),
+        (("a--b/c", {}), HubError, "is no name of a repository"),
+    ],
+)
+def test_what_is_not_there(hub, published, arguments, error, message):
+    name, options = arguments
+    with pytest.raises(error, match=message):
+        fv.load(name, **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil.pth", "/etc/evil.pth", "a/../../evil.pth", "..\\evil.pth", "C:evil.pth"]
+)
+def test_names_that_lead_out_of_a_repository_are_refused(hub, tmp_path, name):
+    hub.add("me/evil", {name: bare(build(), tmp_path / "w.pth"), "README.md": b""})
+    with pytest.raises(HubError, match=r"me/evil lists .*evil\.pth', which leads out of it: refused"):
+        fv.load("me/evil")
+    assert cached_files(tmp_path) == []
+
+
+def test_a_pickle_with_code_from_the_hub_is_refused(hub, tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was_here"),)
+
+    torch.save({"model": Malicious()}, tmp_path / "w.pth")
+    hub.add("me/evil", {"w.pth": (tmp_path / "w.pth").read_bytes()})
+    with pytest.raises(CheckpointError, match=r"w\.pth is refused: its pickle calls \w+\.mkdir"):
+        fv.load("me/evil")
+    assert not (tmp_path / "was_here").exists()
+
+
+def test_a_pointer_committed_in_place_of_the_weights(hub, monkeypatch):
+    monkeypatch.setattr("hub_server.LFS_SUFFIXES", ())
+    hub.add("me/pointer", {"w.pth": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"})
+    with pytest.raises(CheckpointError, match="is a Git LFS pointer"):
+        fv.load("me/pointer")
+
+
+# Information without the weights
+
+
+def test_describe_fetches_a_header_and_no_weights(hub, flexible, published, tmp_path):
+    found = fv.describe(REPO)
+    assert found.source == f"{REPO}@{published}/model.safetensors"
+    assert (found.classes, found.policy["name"], found.rule["kernel"]) == (5, "flex-all", "pi")
+    assert found.parameters == sum(parameter.numel() for parameter in flexible.parameters())
+    ranges = [request.headers.get("range") for request in hub.requests("/content/")]
+    assert ranges == ["bytes=0-100000"]
+    assert [path.name for path in (tmp_path / "cache").glob("*/snapshots/*/*")] == ["config.json"]
+
+
+def test_describe_of_a_pickle_and_of_what_is_cached(hub, tmp_path, monkeypatch):
+    hub.add("me/raw", {"w.pth": bare(build(), tmp_path / "w.pth")})
+    assert fv.describe("me/raw").base == fv.Base(4, 32, 32, (8, 8))
+    hub.seen.clear()
+    assert fv.describe("me/raw", local_files_only=True).classes == 5
+    assert hub.seen == []
+
+
+# Offline
+
+
+@pytest.mark.parametrize("how", ["argument", "HF_HUB_OFFLINE"])
+def test_offline_takes_the_cache_and_asks_nobody(hub, published, flexible, monkeypatch, how):
+    from huggingface_hub import constants
+
+    fv.load(REPO)
+    hub.seen.clear()
+    if how == "HF_HUB_OFFLINE":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    only = how == "argument"
+    model = fv.load(REPO, local_files_only=only)
+    assert model.source == f"{REPO}@{published}/model.safetensors"
+    assert fv.load(REPO, revision=published, local_files_only=only).source == model.source
+    assert torch.equal(model(clip()), flexible(clip()))
+    for name, options in (("someone/none", {}), (REPO, {"revision": "v9"})):
+        with pytest.raises(HubError, match=r"is not in the cache.*only the cache was to be asked"):
+            fv.load(name, local_files_only=only, **options)
+    with pytest.raises(HubError, match=r"has no file w\.pth in the cache"):
+        fv.load(REPO, filename="w.pth", local_files_only=only)
+    assert hub.seen == []
+
+
+def test_a_hub_out_of_reach_is_replaced_by_the_cache_aloud(hub, published, tmp_path):
+    fv.load(REPO)
+    hub.stop()
+    with pytest.warns(
+        CheckpointWarning, match=rf"did not arrive from .* Taking {REPO}@{published}/.* from the cache"
+    ):
+        assert fv.load(REPO).source == f"{REPO}@{published}/model.safetensors"
+    with pytest.raises(
+        HubError, match=r"^someone/other did not arrive from http://127\.0\.0\.1:\d+: ConnectError: "
+    ):
+        fv.load("someone/other")
+
+
+# Faults: nothing half-written is ever loaded
+
+
+def test_a_connection_cut_in_mid_file_is_resumed_where_it_broke(hub, published, flexible, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    hub.faults.append(Fault("/content/", "cut", times=2, after=5000))
+    model = fv.load(REPO)
+    ranges = [request.headers.get("range") for request in hub.requests("/content/")]
+    assert ranges == [None, "bytes=5000-", "bytes=10000-"]
+    assert torch.equal(model(clip()), flexible(clip()))
+
+
+def test_a_server_without_ranges_is_asked_from_the_start(hub, published, flexible):
+    hub.ranges = False
+    hub.faults.append(Fault("/content/", "cut", times=1, after=5000))
+    assert torch.equal(fv.load(REPO)(clip()), flexible(clip()))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("/content/", "cut", after=0),
+        Fault("/content/", "status", status=503),
+        Fault("/content/", "status", status=500),
+        Fault("/content/", "hang"),
+    ],
+    ids=lambda fault: f"{fault.kind}{fault.status}",
+)
+def test_a_download_that_never_succeeds_is_one_sentence_and_leaves_nothing(
+    hub, published, tmp_path, monkeypatch, fault
+):
+    hub.faults.append(fault)
+    message = r"^someone/stretchy/model\.safetensors(:| did not arrive from) http"
+    with monkeypatch.context() as patch, pytest.raises(HubError, match=message) as error:
+        patch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+        fv.load(REPO)
+    assert str(error.value).count("\n") == 0
+    assert cached_files(tmp_path) == []
+    hub.faults.clear()
+    assert fv.load(REPO).labels is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [
+        ("/api/models", "GET", 429),
+        ("/api/models", "GET", 503),
+        ("/resolve/", "HEAD", 429),
+        ("/resolve/", "HEAD", 503),
+        ("/content/", "GET", 429),
+        ("/content/", "GET", 503),
+        ("/content/", "GET", 500),
+        ("/content/", "GET", 502),
+        ("/content/", "GET", 504),
+    ],
+)
+def test_passing_trouble_passes(hub, published, flexible, path, method, status):
+    headers = {"Retry-After": "1"} if status in (429, 503) else {}
+    hub.faults.append(Fault(path, "status", method=method, times=2, status=status, headers=headers))
+    assert torch.equal(fv.load(REPO)(clip()), flexible(clip()))
+
+
+def test_too_many_requests_for_good(hub, published):
+    hub.faults.append(Fault("/api/models", "status", status=429))
+    with pytest.raises(
+        HubError, match=r"says that there were too many requests: try again later \(status 429\)\.$"
+    ):
+        fv.load(REPO)
+    assert len(hub.requests("/api/models")) == 3
+
+
+def test_a_slow_server_is_waited_for(hub, published, flexible):
+    hub.faults.append(Fault("/content/", "slow"))
+    assert torch.equal(fv.load(REPO)(clip()), flexible(clip()))
+
+
+def test_content_with_the_wrong_checksum_is_refused_and_removed(hub, published, flexible, tmp_path):
+    hub.faults.append(Fault("/content/", "corrupt", times=1))
+    with pytest.raises(
+        HubError, match=r"model\.safetensors is damaged: its sha256 is \w{64}, the Hub says \w{64}\. The"
+    ):
+        fv.load(REPO)
+    assert all(len(name) == 40 for name in cached_files(tmp_path)), "no large file may be left"
+    assert torch.equal(fv.load(REPO)(clip()), flexible(clip()))
+
+
+def test_a_checksum_that_the_listing_contradicts(hub, published):
+    hub.claims["model.safetensors"] = "0" * 64
+    with pytest.raises(HubError, match=f"the Hub says {'0' * 64}"):
+        fv.load(REPO)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_cache_that_has_rotted_is_noticed(hub, published, tmp_path, offline):
+    fv.load(REPO)
+    blob = max((tmp_path / "cache").rglob("blobs/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(HubError, match=f"is damaged: its sha256 is .* the Hub says {blob.name}"):
+        fv.load(REPO, local_files_only=offline)
+    assert not blob.exists()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(hub, published, tmp_path):
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, room[1]))
+    try:
+        with pytest.raises(
+            HubError, match=r"^someone/stretchy/model\.safetensors cannot be stored: File too large\.$"
+        ):
+            fv.load(REPO)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+        signal.signal(signal.SIGXFSZ, before)
+    assert cached_files(tmp_path) == []
+    assert len(hub.requests("/content/")) == 1, "a full disk is no reason to ask again"
+
+
+def test_a_proxy_that_answers_with_a_page_of_its_own(hub, published):
+    hub.faults.append(Fault("/api/models", "status", status=200))
+    with pytest.raises(HubError, match=r"^someone/stretchy did not arrive from http.*JSONDecodeError"):
+        fv.load(REPO)
+
+
+# To the Hub
+
+
+def test_push_makes_the_repository_and_load_gives_the_model_back(hub, flexible):
+    address = flexible.push_to_hub("writer/mine", token=WRITER, private=True, license="apache-2.0")
+    repo = hub.repos["writer/mine"]
+    assert address == f"{hub.url}/writer/mine/commit/{repo.refs['main']}"
+    assert repo.private
+    assert len(repo.commits) == 2, "one commit beside the one that makes the repository"
+    files = repo.commits[repo.refs["main"]]
+    assert sorted(files) == [".gitattributes", "README.md", "config.json", "model.safetensors"]
+    assert b'fv.load("writer/mine")' in files["README.md"]
+    model = fv.load("writer/mine", token=READER)
+    assert all(torch.equal(model(clip(*size)), flexible(clip(*size))) for size in SIZES)
+
+
+def test_pushing_the_same_again_changes_nothing(hub, flexible):
+    first = flexible.push_to_hub("writer/mine", token=WRITER)
+    assert flexible.push_to_hub("writer/mine", token=WRITER) == first
+
+
+def test_push_leaves_a_card_that_somebody_wrote(hub, flexible):
+    hub.add("writer/mine", {"README.md": b"# Mine\n"})
+    flexible.push_to_hub("writer/mine", token=WRITER)
+    files = hub.repos["writer/mine"].commits[hub.repos["writer/mine"].refs["main"]]
+    assert files["README.md"] == b"# Mine\n"
+    assert "model.safetensors" in files
+
+
+def test_push_to_a_branch_and_as_a_pull_request(hub, flexible):
+    flexible.push_to_hub("writer/mine", token=WRITER, branch="wide")
+    repo = hub.repos["writer/mine"]
+    assert "model.safetensors" in repo.commits[repo.refs["wide"]]
+    assert "model.safetensors" not in repo.commits[repo.refs["main"]]
+    assert (
+        fv.load("writer/mine", revision="wide").source == f"writer/mine@{repo.refs['wide']}/model.safetensors"
+    )
+    address = flexible.push_to_hub("writer/mine", token=WRITER, create_pr=True)
+    assert address == f"{hub.url}/writer/mine/discussions/1"
+    assert "model.safetensors" not in repo.commits[repo.refs["main"]]
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (None, r"writer/mine \(upload\).*(refuses the token|is not on)"),
+        (READER, r"denies access: the token lacks the right \(status 403\)\.$"),
+    ],
+)
+def test_push_without_the_right_to(hub, flexible, token, message):
+    with pytest.raises(HubError, match=message):
+        flexible.push_to_hub("writer/mine", token=token)
+    assert hub.repos == {}
+
+
+@pytest.mark.parametrize("path", ["/repos/create", "/preupload/", "/objects/batch", "/commit/"])
+def test_trouble_while_pushing_passes_and_leaves_one_commit(hub, flexible, path):
+    hub.faults.append(Fault(path, "status", method="POST", times=2, status=503))
+    flexible.push_to_hub("writer/mine", token=WRITER)
+    repo = hub.repos["writer/mine"]
+    assert len(repo.commits) == 2
+    assert torch.equal(fv.load("writer/mine")(clip()), flexible(clip()))
+
+
+def test_an_upload_that_breaks_leaves_the_repository_as_it_was(hub, published, flexible):
+    hub.repos["writer/mine"] = hub.repos[REPO]
+    hub.faults.append(Fault("/upload/", "status", method="PUT", status=400))
+    with torch.no_grad():
+        flexible.head.bias += 1
+    with pytest.raises(HubError, match=r"^writer/mine \(upload\): http.* refuses \(status 400\)\.$"):
+        flexible.push_to_hub("writer/mine", token=WRITER)
+    assert hub.repos["writer/mine"].refs["main"] == published
+
+
+# Another process, by one line
+
+READ = """
+import sys, torch
+import flexvideo as fv
+assert "huggingface_hub" not in sys.modules
+torch.set_num_threads(1)
+model = fv.load("writer/mine")
+sizes = [(4, 32, 32), (3, 48, 48), (6, 40, 24)]
+clips = [torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(size[0])) for size in sizes]
+torch.save([model(clip) for clip in clips], sys.argv[1])
+"""
+
+
+def test_trained_pushed_and_loaded_elsewhere_gives_the_same_bits(hub, flexible, tmp_path):
+    flexible.train()
+    optimizer = torch.optim.AdamW(flexible.parameters(), lr=1e-3)
+    for step in range(3):
+        optimizer.zero_grad()
+        flexible(clip(*SIZES[step])).square().mean().backward()
+        optimizer.step()
+    flexible.eval().push_to_hub("writer/mine", token=WRITER)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-W", "error", "-c", READ, str(tmp_path / "logits.pt")]
+    subprocess.run(command, env=environment, check=True, timeout=100, cwd=tmp_path)
+    for logits, size in zip(torch.load(tmp_path / "logits.pt"), SIZES, strict=True):
+        assert torch.equal(logits, flexible(clip(*size)))
+
+
+def test_no_warning_on_an_ordinary_load(hub, published):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fv.load(REPO)
+    assert hashlib.sha256(hub.repos[REPO].commits[published]["model.safetensors"]).hexdigest() in hub.lfs
