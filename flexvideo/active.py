@@ -65,7 +65,14 @@ class Flex:
         ):
             return active
         patch = self.active.patch if patch is None else patch
-        return self.policy.geometry(self.plan.base, frames, height, width, patch)
+        geometry = self.policy.geometry(self.plan.base, frames, height, width, patch)
+        if geometry.patch != self.plan.base.patch and not self.plan.patch_embeds:
+            raise GeometryError(
+                f"The patch of this model cannot change: it stays {self.plan.base.patch[0]} x "
+                f"{self.plan.base.patch[1]} px, and this call asks for {geometry.patch[0]} x "
+                f"{geometry.patch[1]} px."
+            )
+        return geometry
 
     def fit(self, clip: Tensor, geometry: Geometry) -> Tensor:
         """Return the clip at the frame size that a geometry asks for; the very same one if it has it."""
@@ -94,8 +101,9 @@ class Flex:
                 f"{sizes['c']} channels in shape {tuple(clip.shape)}."
                 + "".join(f" For {other} give a plan with layout={other!r}." for other in others)
             )
-        frames, height, width = sizes.get("t", 1), sizes["h"], sizes["w"]
-        # Makes torch.compile specialise on the sizes: half-symbolic ones take inductor minutes.
+        # int and hash make torch.export and torch.compile specialise on the sizes, which decide on shapes
+        # everywhere: half-symbolic ones take inductor minutes.
+        frames, height, width = int(sizes.get("t", 1)), int(sizes["h"]), int(sizes["w"])
         hash((frames, height, width))
         return frames, height, width
 

@@ -318,7 +318,7 @@ def test_no_failure_inside_a_table_goes_unnoticed(model: nn.Module, monkeypatch:
         raise AttributeError("inner")
 
     monkeypatch.setattr(fv.Table, "follow", broken)
-    with pytest.raises(RuntimeError, match="Making '.*' follow Geometry.* failed: inner"):
+    with pytest.raises(RuntimeError, match=r"Making '.*' follow Geometry.* failed: inner"):
         model(clip(SIZES[0]))
 
 

@@ -61,7 +61,8 @@ def test_videomamba_plan() -> None:
     assert plan.parameters == ("patch_embed.proj.weight", "pos_embed", "temporal_pos_embedding")
     assert [type(module) for module in model.modules()] == kinds
     assert str(plan) == (
-        "VideoMamba (VisionMamba): 8 frames of 32 x 32 px, patch 8 x 8, grid 4 x 4, 4 steps; clips are bcthw\n"
+        "VideoMamba (VisionMamba): 8 frames of 32 x 32 px, patch 8 x 8, grid 4 x 4, 4 steps; "
+        "clips are bcthw\n"
         "part                     from                       resampled by\n"
         "patch_embed.proj.weight  8 x 8                      auto (patch kernel)\n"
         "pos_embed                4 x 4 + class token first  bicubic-aa\n"
@@ -157,8 +158,8 @@ class TestByNamesAndShapes:
     def test_table_that_fits_no_grid(self) -> None:
         with pytest.raises(
             PlanError,
-            match=r"`position_table` \(1, 20, 12\) has the name of a table of positions and fits no grid: looked "
-            r"for 4 x 4 tokens in space and 6 in time, with and without one class token\. Correct `size` and",
+            match=r"`position_table` \(1, 20, 12\) has the name of a table of positions and fits no grid: "
+            r"looked for 4 x 4 tokens in space and 6 in time, with and without one class token\. Correct `size` and",
         ):
             fv.plan_for(Unknown(rows=20))
 
@@ -187,9 +188,9 @@ class TestByNamesAndShapes:
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv3d(1, 8, 4, stride=4), nn.Linear(8, 8))
         with pytest.raises(
             PlanError,
-            match=r"No patch embedding found in Sequential: looked for a Conv2d or Conv3d over 3 channels whose "
-            r"stride is its kernel size\. Convolutions present: 0: Conv2d has kernel \(3, 3\) and stride \(1, 1\); "
-            r"1: Conv3d over 1 channels\. If it is something else, name the parts: make_flexible\(model, plan=",
+            match=r"No patch embedding found in Sequential: looked for a Conv2d or Conv3d over 3 channels "
+            r"whose stride is its kernel size\. Convolutions present: 0: Conv2d has kernel \(3, 3\) and stride "
+            r"\(1, 1\); 1: Conv3d over 1 channels\. If it is something else, name the parts: make_flex",
         ):
             fv.make_flexible(model)
 
@@ -201,7 +202,7 @@ class TestByNamesAndShapes:
         model = nn.ModuleList([nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(3, 8, 8, stride=8)])
         with pytest.raises(
             PlanError,
-            match="ModuleList has 2 convolutions that could be the patch embedding: 0, 1. To choose",
+            match=r"ModuleList has 2 convolutions that could be the patch embedding: 0, 1\. To choose",
         ):
             fv.plan_for(model)
 
@@ -213,8 +214,8 @@ class TestByNamesAndShapes:
         both = nn.ModuleDict({"rgb": VisionMamba(), "flow": VisionMamba()})
         with pytest.raises(
             PlanError,
-            match="ModuleDict holds several models that could be made flexible: VideoMamba at `rgb`, VideoMamba at "
-            "`flow`. Call make_flexible on each of them",
+            match="ModuleDict holds several models that could be made flexible: VideoMamba at "
+            r"`rgb`, VideoMamba at `flow`\. Call make_flexible on each of them",
         ):
             fv.make_flexible(both)
 
@@ -237,8 +238,8 @@ class TestPlanThatDoesNotFit:
         ({"tables": (fv.Table("patch", axes="space"),)}, "`patch` is a int, not a tensor of positions"),
         (
             {"tables": (fv.Table("frame_table", axes="space"),)},
-            r"`frame_table` of shape \(1, 17, 12\) does not fit its place in the plan: space of 4 x 4 tokens needs "
-            "16 in dimension 1. Correct the plan's base, or the table's dim and class_rows",
+            r"`frame_table` of shape \(1, 17, 12\) does not fit its place in the plan: space of 4 x 4 tokens "
+            "needs 16 in dimension 1. Correct the plan's base, or the table's dim and class_rows",
         ),
         (
             {"tables": (fv.Table("joint_table", axes="joint", class_rows=("last",)),)},
@@ -299,7 +300,7 @@ class TestPlanThatDoesNotFit:
         with pytest.raises(PlanError, match=message or "its stride in time is 2, and the plan's tubelet 1"):
             fv.make_flexible(model, plan=plan)
         with pytest.raises(
-            PlanError, match="`patch_embed.proj` is no patch embedding of 4 x 8 px: its kernel is 8"
+            PlanError, match=r"`patch_embed\.proj` is no patch embedding of 4 x 8 px: its kernel is 8"
         ):
             fv.make_flexible(model, plan=replace(plan, base=fv.Base(4, 32, 32, (4, 8))))
 
@@ -367,8 +368,8 @@ UNSUPPORTED = {
     "pruned": (on_conv(lambda c: prune.l1_unstructured(c, "weight", 0.5)), "is computed by a hook"),
     "subclass": (
         another_conv,
-        "`patch_embed.proj` is a Scaled; a patch embedding must be exactly one of Conv2d, Conv3d, PatchConv3d, "
-        "Linear: a subclass may compute something else",
+        "`patch_embed.proj` is a Scaled; a patch embedding must be exactly one of Conv2d, Conv3d, "
+        "PatchConv3d, Linear: a subclass may compute something else",
     ),
 }
 

@@ -40,7 +40,7 @@ def ramps(*axes: Tensor) -> Tensor:
 def assert_own_coordinate(
     tokens: Tensor, base: tuple[int, ...], geometry: fv.Geometry, *, antialias: bool
 ) -> None:
-    """Every token has the coordinate that torch interpolates for its place, one axis apart from the others."""
+    """Every token has the coordinate that torch interpolates for its place, axis by axis."""
     modes = ("bilinear", "bicubic", "bicubic")
     axes = []
     for old, new, mode in zip(base, (geometry.steps, *geometry.grid), modes, strict=True):
