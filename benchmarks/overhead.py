@@ -1,8 +1,8 @@
-"""What flexing costs: a flexible forward (and training step) against the same geometry baked into a plain model.
+"""What flexing costs: a flexible forward and training step against the same geometry, baked.
 
     python benchmarks/overhead.py [--device cuda] [--models tiny middle] [--batches 1 8]
 
-The two are timed in turns, so that a machine that slows down slows both; the figure is the median of the ratios.
+The two are timed in turns, so that a slow moment slows both; the figure is the median of the ratios.
 """
 
 import argparse
@@ -50,7 +50,9 @@ def train_step(model: nn.Module, clip: torch.Tensor) -> Callable[[], object]:
     return run
 
 
-def compare(name: str, batch: int, *, device: str, frames: int, size: int, repeats: int) -> list[dict[str, object]]:
+def compare(
+    name: str, batch: int, *, device: str, frames: int, size: int, repeats: int
+) -> list[dict[str, object]]:
     """Time eval and training of the flexible model against its baked twin."""
     flexible = fv.make_flexible(BUILDERS[name](num_classes=400, num_frames=16, drop_path_rate=0.0).to(device))
     plain = fv.bake(flexible, frames=frames, size=size)
@@ -84,7 +86,9 @@ def compare(name: str, batch: int, *, device: str, frames: int, size: int, repea
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", nargs="+", default=["tiny"], choices=list(BUILDERS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])

@@ -13,7 +13,9 @@ import torch
 import flexvideo as fv
 
 
-def main(checkpoint: str, video: str, frames: Sequence[int] = (8, 32), sizes: Sequence[int] = (96, 224)) -> None:
+def main(
+    checkpoint: str, video: str, frames: Sequence[int] = (8, 32), sizes: Sequence[int] = (96, 224)
+) -> None:
     """Print the top class of the video at each geometry."""
     model = fv.make_flexible(fv.load(checkpoint))  # in place; default policy: static tokens
     print(fv.plan_for(model))
@@ -23,11 +25,15 @@ def main(checkpoint: str, video: str, frames: Sequence[int] = (8, 32), sizes: Se
             with torch.inference_mode():
                 probabilities = model(clip).softmax(dim=-1)
             value, index = probabilities.max(dim=-1)
-            print(f"{count:3d} frames of {size:3d} px: class {index.item():4d}, probability {value.item():.3f}")
+            print(
+                f"{count:3d} frames of {size:3d} px: class {index.item():4d}, probability {value.item():.3f}"
+            )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint")
     parser.add_argument("video")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """Wrap a model of your own: any module with a patch convolution and learned positional tables.
 
-    python examples/02_your_own_model.py
+python examples/02_your_own_model.py
 """
 
 import torch
@@ -21,6 +21,7 @@ class MyVideoModel(nn.Module):
         self.head = nn.Linear(48, 10)
 
     def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        """Class scores (B, 10) of a clip (B, 3, T, H, W)."""
         tokens = self.patches(clip).flatten(3).permute(0, 2, 3, 1)  # (B, T, N, D)
         tokens = tokens + self.space[:, None] + self.time[:, :, None]
         return self.head(self.mix(tokens.flatten(1, 2))[0].mean(dim=1))
@@ -29,19 +30,20 @@ class MyVideoModel(nn.Module):
 def main(steps: int = 4) -> None:
     """Train a few steps, every one at another geometry."""
     model = MyVideoModel()
-    print(fv.plan_for(model))  # what matched, what did not and why
+    plan = fv.plan_for(model, size=64)  # the model itself does not say which size it was built for
+    print(plan)  # what was found, and what was looked at and left alone
     policy = fv.StaticTokens(frames=(4, 8, 16), sizes=(48, 64, 96))
-    fv.make_flexible(model, policy=policy)
-    base = fv.plan_for(model).base
+    fv.make_flexible(model, policy=policy, plan=plan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(steps):
-        spec = policy.sample(base, seed=0, epoch=0, step=step)
+        spec = policy.sample(plan.base, seed=0, epoch=0, step=step)
         clip, label = torch.rand(2, 3, spec.frames, spec.height, spec.width), torch.tensor([1, 2])
         loss = nn.functional.cross_entropy(model(clip, patch=spec.patch), label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        print(f"step {step}: {spec.frames:2d} frames of {spec.height:3d} px, patch {spec.patch[0]:2d}, loss {loss:.3f}")
+        size = f"{spec.frames:2d} frames of {spec.height:2d} px, patch {spec.patch[0]:2d}"
+        print(f"step {step}: {size}, loss {loss.item():.3f}")
     fv.restore(model)
 
 

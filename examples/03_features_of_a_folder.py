@@ -1,6 +1,6 @@
 """One feature vector for every video in a folder, at a geometry of your choice.
 
-    python examples/03_features_of_a_folder.py CHECKPOINT FOLDER features.safetensors
+python examples/03_features_of_a_folder.py CHECKPOINT FOLDER features.safetensors
 """
 
 import argparse
@@ -11,7 +11,9 @@ import flexvideo as fv
 
 def main(checkpoint: str, folder: str, out: str, frames: int = 16, size: int = 128) -> None:
     """Write the features and print the most similar pair of videos."""
-    videos = sorted(path for path in Path(folder).rglob("*") if path.suffix in {".mp4", ".avi", ".webm", ".mkv"})
+    videos = sorted(
+        path for path in Path(folder).rglob("*") if path.suffix in {".mp4", ".avi", ".webm", ".mkv"}
+    )
     model = fv.make_flexible(fv.load(checkpoint))
     names, features = fv.extract_features(model, videos, frames=frames, size=size)
     fv.save_features(out, names, features)
@@ -23,7 +25,9 @@ def main(checkpoint: str, folder: str, out: str, frames: int = 16, size: int = 1
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint")
     parser.add_argument("folder")
     parser.add_argument("out")

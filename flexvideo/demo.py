@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from flexvideo.discover import plan_for
 from flexvideo.geometry import Geometry
-from flexvideo.plan import plan_for
 from flexvideo.policy import Policy, policy_of
 from flexvideo.swap import make_flexible
 
@@ -103,7 +103,9 @@ def _cell(
 
 
 @torch.inference_mode()
-def _feature(model: nn.Module, clip: Float[Tensor, "1 3 t h w"], *, patch: int | None) -> Float[Tensor, "1 d"]:
+def _feature(
+    model: nn.Module, clip: Float[Tensor, "1 3 t h w"], *, patch: int | None
+) -> Float[Tensor, "1 d"]:
     return model.forward_features(clip, patch=patch)
 
 

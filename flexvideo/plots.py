@@ -1,5 +1,6 @@
 """Pictures of results; matplotlib comes with the `plots` extra and is imported when a picture is drawn."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,12 +31,9 @@ def plot_grid(cells: Sequence[Cell], path: str | Path, *, title: str) -> Path:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "A picture needs matplotlib, which is not installed: pip install 'flexvideo[plots]'."
-        ) from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     policies = list(dict.fromkeys(cell.policy for cell in cells))
     figure = Figure(figsize=(2.5 * len(policies) + 0.8, 6.2), layout="constrained")
     figure.suptitle(title)
@@ -47,6 +45,18 @@ def plot_grid(cells: Sequence[Cell], path: str | Path, *, title: str) -> Path:
     _cost(cells, axes["cost"])
     figure.savefig(path, dpi=130)
     return Path(path)
+
+
+def require_matplotlib() -> None:
+    """Say that pictures cannot be drawn before the work for one is done.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError(
+            "A picture needs matplotlib, which is not installed: pip install 'flexvideo[plots]'."
+        )
 
 
 def _heat_map(cells: Sequence[Cell], axes: "Axes", *, low: float) -> None:
