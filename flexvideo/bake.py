@@ -66,8 +66,8 @@ def _bake_patch_embed(layer: PatchLayer, geometry: Geometry, plan: Plan) -> None
     if isinstance(layer, nn.Linear):
         layer.in_features = weight.shape[1]
         return
-    layer.kernel_size = (*layer.kernel_size[:-2], *geometry.patch)
-    layer.stride = (*layer.stride[:-2], *geometry.patch)
+    layer.kernel_size = (*layer.kernel_size[:-2], *plan.kernel(geometry))
+    layer.stride = (*layer.stride[:-2], *plan.stride(geometry))
 
 
 def _store(model: nn.Module, name: str, value: object) -> None:

@@ -11,6 +11,7 @@ from flexvideo.families import find
 from flexvideo.hosts import takes_patch
 from flexvideo.layers import FLEXIBLE_LAYERS
 from flexvideo.plan import Plan, Table
+from flexvideo.policy import Policy
 
 _WRAPPERS = {
     "OptimizedModule": "call make_flexible on the model inside (`._orig_mod`), or before torch.compile",
@@ -66,8 +67,11 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
         UnsupportedModelError: a wrapped or parametrized model.
     """
     check_plain(model)
-    if not plan.patch_embeds or not plan.entries:
-        raise PlanError("A plan needs at least one patch embedding and one entry point.")
+    if not plan.entries or not (plan.patch_embeds or plan.channels):
+        raise PlanError(
+            "A plan needs at least one patch embedding and one entry point. For a model whose patch cannot "
+            "change, give the number of `channels` instead of a patch embedding."
+        )
     for path in plan.patch_embeds:
         _check_patch_embed(model, path, plan)
     for follower in (*plan.tables, *plan.state):
@@ -80,6 +84,24 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
         _check_table(model, table, plan)
     for entry in plan.entries:
         _check_entry(model, entry)
+
+
+def check_policy(plan: Plan, policy: Policy) -> None:
+    """Refuse a policy that finds nothing to change in a model.
+
+    Args:
+        plan: what is made flexible.
+        policy: chooses the geometries.
+
+    Raises:
+        PlanError: naming the policies that apply.
+    """
+    if policy.name not in plan.policies:
+        lacks = "a patch that can change" if policy.changes_patch else "an axis of time"
+        raise PlanError(
+            f"Policy {policy.name!r} does not apply to {plan.family}, which lacks {lacks}: choose from "
+            f"{', '.join(map(repr, plan.policies))}."
+        )
 
 
 def _check_patch_embed(model: nn.Module, path: str, plan: Plan) -> None:
@@ -106,6 +128,8 @@ def _check_patch_embed(model: nn.Module, path: str, plan: Plan) -> None:
 
 def _linear_problem(layer: nn.Linear, plan: Plan) -> str | None:
     pixels = plan.base.tubelet * math.prod(plan.base.patch)
+    if plan.base.overlap * plan.base.stem > 1:
+        return "a Linear one takes patches that do not overlap, of the frame itself"
     if layer.in_features % pixels:
         return f"its {layer.in_features} input features are no multiple of the {pixels} pixels of a patch"
     return None
@@ -113,9 +137,9 @@ def _linear_problem(layer: nn.Linear, plan: Plan) -> str | None:
 
 def _conv_problem(layer: nn.Module, plan: Plan) -> str | None:
     assert isinstance(layer, nn.Conv2d | nn.Conv3d)
-    if layer.kernel_size[-2:] != plan.base.patch:
+    if layer.kernel_size[-2:] != plan.kernel(plan.base):
         return f"its kernel is {_times(layer.kernel_size[-2:])}"
-    if layer.stride[-2:] != layer.kernel_size[-2:]:
+    if layer.stride[-2:] != plan.stride(plan.base):
         return f"its stride is {_times(layer.stride[-2:])}, so patches overlap or leave gaps"
     if isinstance(layer.padding, str) or layer.padding[-2:] != (0, 0):
         return f"it pads the frame by {layer.padding}"

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from flexvideo.active import flex_within
 from flexvideo.check import check_plain, check_plan
-from flexvideo.errors import PlanError
-from flexvideo.families import FAMILIES, cached_sizes, conv_sizes, find
+from flexvideo.errors import NothingToFlexError, PlanError
+from flexvideo.families import FAMILIES, SizeFree, cached_sizes, conv_sizes, find
 from flexvideo.geometry import Base, as_pair
 from flexvideo.layers import FLEXIBLE_LAYERS
 from flexvideo.plan import Axes, ClassRow, Plan, Table
 from flexvideo.resample import Rule
+from flexvideo.unsettled import unsettled
 
 _POSITIONS = re.compile(r"(^|_)pos|temporal|time|frame", re.IGNORECASE)
 _TIME = re.compile(r"temporal|time|frame", re.IGNORECASE)
@@ -44,6 +45,7 @@ def plan_for(
 
     Raises:
         PlanError: no patch embedding, several of them, or a table that fits nothing, listing what was seen.
+        NothingToFlexError: a model that takes clips of any size as it is.
         UnsupportedModelError: a model that is compiled, wrapped or parametrized.
 
     Example:
@@ -61,17 +63,22 @@ def plan_for(
         plan = _by_shape(model, size=size, frames=frames, class_token=class_token)
     plan = plan if rule is None else replace(plan, rule=Rule.of(rule))
     check_plan(model, plan)
-    return plan
+    return replace(plan, unknown=unsettled(model, plan))
 
 
 def _by_family(model: nn.Module) -> Plan | None:
     """Plan of the one module in the model that a family recognises; None when there is none."""
-    found = [
+    known = [
         (name, path, plan)
         for path, module in model.named_modules()
         for name, family in FAMILIES.items()
         if (plan := family(module)) is not None
     ]
+    found = [(name, path, plan) for name, path, plan in known if isinstance(plan, Plan)]
+    size_free = [(name, answer) for name, _, answer in known if isinstance(answer, SizeFree)]
+    if size_free and not found:
+        name, answer = size_free[0]
+        raise NothingToFlexError(f"{type(model).__name__} is left as it is: {name} {answer.reason}")
     if len(found) > 1:
         seen = ", ".join(f"{name} at `{path or 'the model'}`" for name, path, _ in found)
         raise PlanError(

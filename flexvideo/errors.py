@@ -13,6 +13,10 @@ class PlanError(FlexVideoError, ValueError):
     """A model in which the parts to flex could not be found, or were found more than once."""
 
 
+class NothingToFlexError(FlexVideoError, TypeError):
+    """A model that takes clips of any size as it is, and has nothing that could be resampled."""
+
+
 class UnsupportedModelError(FlexVideoError, TypeError):
     """A model that is wrapped, compiled or parametrized in a way that must be undone first."""
 

@@ -5,6 +5,7 @@ module is of another kind. It recognises by structure, and says no where two kin
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,19 @@ from flexvideo.geometry import Base, Geometry
 from flexvideo.hosts import own_value
 from flexvideo.plan import Plan, State, Table
 
-Family = Callable[[nn.Module], Plan | None]
+
+@dataclass(frozen=True)
+class SizeFree:
+    """What a family returns for a model that takes frames of any size as it is.
+
+    Args:
+        reason: why there is nothing to make flexible, and what to do instead; a sentence or two.
+    """
+
+    reason: str
+
+
+Family = Callable[[nn.Module], Plan | SizeFree | None]
 FAMILIES: dict[str, Family] = {}
 
 
@@ -78,8 +91,8 @@ def frame_size(geometry: Geometry, stored: Any) -> Any:
 
 
 def patch_size(geometry: Geometry, stored: Any) -> Any:
-    """Height and width of a patch in pixels."""
-    return as_stored(stored, geometry.patch)
+    """Height and width of a patch in pixels, overlaps included."""
+    return as_stored(stored, geometry.window)
 
 
 def grid_size(geometry: Geometry, stored: Any) -> Any:
@@ -136,7 +149,8 @@ def cached_sizes(host: nn.Module, path: str, base: Base) -> tuple[State, ...]:
         path: dotted path of the module in it.
         base: sizes that the model was built for.
     """
-    at_base = Geometry(base.frames or base.tubelet, base.height, base.width, base.patch, base.tubelet)
+    frames = base.frames or base.tubelet
+    at_base = Geometry(frames, base.height, base.width, base.patch, base.tubelet, base.overlap)
     found: dict[str, State] = {}
     for name, value in _CACHED:
         stored = find(host, f"{path}.{name}" if path else name)
@@ -164,9 +178,10 @@ def conv_sizes(host: nn.Module, path: str) -> tuple[tuple[int, int], int] | None
 
 @register_family("VideoMamba")
 def videomamba(host: nn.Module) -> Plan | None:
-    """VideoMamba for video, ours and the official one, and VideoMambaPro.
+    """VideoMamba for video: ours, the official one, its masked and multimodal variants, and VideoMambaPro.
 
-    Source: OpenGVLab/VideoMamba, videomamba/video_sm/models/videomamba.py.
+    Source: OpenGVLab/VideoMamba, videomamba/video_sm/models/videomamba.py, and videomamba_pretrain.py beside
+    it; videomamba/video_mm/models/backbones/videomamba/videomamba.py; hotfinda/VideoMambaPro.
     """
     time, sizes = find(host, "temporal_pos_embedding"), conv_sizes(host, "patch_embed.proj")
     image = find(host, "patch_embed.img_size")
@@ -182,6 +197,7 @@ def videomamba(host: nn.Module) -> Plan | None:
         tables=(
             Table("pos_embed", axes="space", class_rows=("first",)),
             Table("temporal_pos_embedding", axes="time"),
+            *_decoder_tables(host),
         ),
         state=cached_sizes(host, "patch_embed", base) + config,
         entries=entries,
@@ -212,6 +228,15 @@ def videomamba_image(host: nn.Module) -> Plan | None:
         entries=("forward", "forward_features"),
         layout="bchw",
     )
+
+
+def _decoder_tables(host: nn.Module) -> tuple[Table, ...]:
+    """Sine-cosine tables that the masked variants add to what they decode: plain tensors, not parameters."""
+    tables = (
+        Table("clip_pos_embed", axes="joint", class_rows=("first",)),
+        Table("clip_img_pos_embed", axes="space", class_rows=("first",)),
+    )
+    return tuple(table for table in tables if find(host, table.name) is not None)
 
 
 def _has_class_token(host: nn.Module) -> bool:

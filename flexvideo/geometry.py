@@ -70,15 +70,21 @@ class Base:
         frames: frames of a clip; None for a model without a temporal table.
         height: pixels.
         width: pixels.
-        patch: (height, width) of a patch in pixels.
+        patch: (height, width) of a patch in pixels; the stride where patches overlap.
         tubelet: frames under one token.
+        overlap: how many patches long and wide the window of one token is; 1 where patches do not overlap.
+        stem: factor by which convolutions shrink a frame before the patch embedding sees it.
+        pads: whether the model pads a frame that the patch does not divide, instead of dropping a remainder.
 
     Raises:
-        GeometryError: when a size is not positive, or a frame holds no patch.
+        GeometryError: when a size is not positive, or a frame holds no patch, or is not what `stem` or `pads`
+            need.
 
     Example:
         >>> Base(frames=8, height=224, width=224, patch=(16, 16)).grid
         (14, 14)
+        >>> Base(frames=None, height=224, width=224, patch=(8, 8), overlap=2).grid
+        (27, 27)
     """
 
     frames: int | None
@@ -86,15 +92,32 @@ class Base:
     width: int
     patch: tuple[int, int]
     tubelet: int = 1
+    overlap: int = 1
+    stem: int = 1
+    pads: bool = False
 
     def __post_init__(self) -> None:
         _check_frames(self.tubelet if self.frames is None else self.frames, self.tubelet)
-        _check_frame(self.height, self.width, self.patch)
+        _check_frame(self.height, self.width, _window(self))
+        unit = self.patch if self.pads else (self.stem, self.stem)
+        if any(size % by for size, by in zip((self.height, self.width), unit, strict=True)) or any(
+            size % self.stem for size in self.patch
+        ):
+            raise GeometryError(
+                f"A model that shrinks or pads a frame by itself must be built for multiples of what it does "
+                f"it by, and this one is built for {self.height} x {self.width} px and a patch of "
+                f"{self.patch[0]} x {self.patch[1]} px."
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens; a remainder at the edge is dropped, as a strided convolution does."""
-        return self.height // self.patch[0], self.width // self.patch[1]
+        return _grid(self)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width in pixels of what one token sees: a patch, or several where patches overlap."""
+        return _window(self)
 
     @property
     def steps(self) -> int | None:
@@ -138,8 +161,9 @@ class Geometry:
         frames: frames of the clip.
         height: pixels that the model sees, after its own resize of the clip.
         width: pixels that the model sees, after its own resize of the clip.
-        patch: (height, width) of a patch in pixels.
+        patch: (height, width) of a patch in pixels; the stride where patches overlap.
         tubelet: frames under one token.
+        overlap: how many patches long and wide the window of one token is.
 
     Raises:
         GeometryError: when a size is not positive, a frame holds no patch, or the tubelet does not divide
@@ -155,15 +179,21 @@ class Geometry:
     width: int
     patch: tuple[int, int]
     tubelet: int = 1
+    overlap: int = 1
 
     def __post_init__(self) -> None:
         _check_frames(self.frames, self.tubelet)
-        _check_frame(self.height, self.width, self.patch)
+        _check_frame(self.height, self.width, _window(self))
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens; a remainder at the edge is dropped, as a strided convolution does."""
-        return self.height // self.patch[0], self.width // self.patch[1]
+        return _grid(self)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width in pixels of what one token sees: a patch, or several where patches overlap."""
+        return _window(self)
 
     @property
     def steps(self) -> int:
@@ -175,3 +205,12 @@ class Geometry:
         """Tokens of the clip, class token not counted."""
         rows, columns = self.grid
         return self.steps * rows * columns
+
+
+def _grid(sizes: Base | Geometry) -> tuple[int, int]:
+    lost = sizes.overlap - 1
+    return sizes.height // sizes.patch[0] - lost, sizes.width // sizes.patch[1] - lost
+
+
+def _window(sizes: Base | Geometry) -> tuple[int, int]:
+    return sizes.patch[0] * sizes.overlap, sizes.patch[1] * sizes.overlap

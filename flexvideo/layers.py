@@ -33,7 +33,7 @@ def weight_at(layer: PatchLayer, geometry: Geometry, plan: Plan) -> Float[Tensor
     if geometry.patch == plan.base.patch:
         return layer.weight
     if not isinstance(layer, nn.Linear):
-        return resample_kernel(layer.weight, (*layer.kernel_size[:-2], *geometry.patch), plan.rule)
+        return resample_kernel(layer.weight, (*layer.kernel_size[:-2], *plan.kernel(geometry)), plan.rule)
     size = (plan.base.tubelet, *plan.base.patch)
     if plan.linear_order == "hwc":
         kernel = layer.weight.unflatten(1, (*size, -1)).movedim(-1, 1)
@@ -53,7 +53,7 @@ class FlexibleConv2d(nn.Conv2d):
         geometry, plan = self._flex.active.geometry, self._flex.plan
         if geometry is None or geometry.patch == plan.base.patch:
             return super().forward(input)
-        return F.conv2d(input, weight_at(self, geometry, plan), self.bias, stride=geometry.patch)
+        return F.conv2d(input, weight_at(self, geometry, plan), self.bias, stride=plan.stride(geometry))
 
 
 class FlexibleConv3d(nn.Conv3d):
@@ -66,7 +66,7 @@ class FlexibleConv3d(nn.Conv3d):
         geometry, plan = self._flex.active.geometry, self._flex.plan
         if geometry is None or geometry.patch == plan.base.patch:
             return super().forward(input)
-        stride = (self.stride[0], *geometry.patch)
+        stride = (self.stride[0], *plan.stride(geometry))
         return F.conv3d(input, weight_at(self, geometry, plan), self.bias, stride, self.padding)
 
 

@@ -1,7 +1,8 @@
 """What will be made flexible, as plain data: found or named first, checked whole, applied afterwards."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from flexvideo.errors import PlanError
 from flexvideo.geometry import Base, Geometry
+from flexvideo.policy import POLICIES
 from flexvideo.resample import RULES, Rule, resample_table
 
 ClassRow = Literal["first", "middle", "last"]
@@ -125,15 +127,18 @@ class Plan:
 
     Args:
         base: sizes that the parameters were built for.
-        patch_embeds: patch embeddings: Conv3d, Conv2d or Linear modules.
+        patch_embeds: patch embeddings: Conv3d, Conv2d or Linear modules; none where the patch cannot change.
         tables: tensors of positions.
         state: other attributes that must follow the geometry.
         entries: methods that take the clip as their first argument.
         layout: dimensions of that clip: batch, channels, time, height, width.
+        channels: channels of a clip; those of the patch embedding when None.
         linear_order: order in which a Linear patch embedding flattens a patch, time before height.
+        fixed: attributes that hold a size of the base and rightly keep it at every geometry.
         rule: how everything is resampled.
         family: the kind of model that was recognised.
         rejected: tensors and modules that were looked at and left alone, with the reason.
+        unknown: attributes that hold a size of the base, and nothing says whether they must follow.
 
     Example:
         >>> plan = Plan(
@@ -154,10 +159,21 @@ class Plan:
     state: tuple[State, ...] = ()
     entries: tuple[str, ...] = ("forward",)
     layout: Layout = "bcthw"
+    channels: int | None = None
     linear_order: Literal["chw", "hwc"] = "chw"
+    fixed: tuple[str, ...] = ()
     rule: Rule = RULES["auto"]
     family: str = "named by hand"
     rejected: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    def kernel(self, at: Base | Geometry) -> tuple[int, int]:
+        """Height and width of the kernel of the patch embeddings: a window as the stem leaves it."""
+        return at.window[0] // self.base.stem, at.window[1] // self.base.stem
+
+    def stride(self, at: Base | Geometry) -> tuple[int, int]:
+        """Height and width of the stride of the patch embeddings: a patch as the stem leaves it."""
+        return at.patch[0] // self.base.stem, at.patch[1] // self.base.stem
 
     def within(self, path: str) -> "Plan":
         """Return the plan for a model that holds this one's at a dotted path."""
@@ -169,6 +185,16 @@ class Plan:
             tables=tuple(replace(table, name=f"{path}.{table.name}") for table in self.tables),
             state=tuple(replace(state, name=f"{path}.{state.name}") for state in self.state),
             entries=tuple(f"{path}.{name}" for name in self.entries),
+            fixed=tuple(f"{path}.{name}" for name in self.fixed),
+        )
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of the policies that find something to change in the model."""
+        return tuple(
+            name
+            for name, policy in POLICIES.items()
+            if (self.patch_embeds or not policy.changes_patch) and ("t" in self.layout or name != "temporal")
         )
 
     @property
@@ -179,24 +205,49 @@ class Plan:
     def __str__(self) -> str:
         base, steps = self.base, "" if self.base.steps is None else f", {self.base.steps} steps"
         frames = "frames" if base.frames is None else f"{base.frames} frames"
+        overlapping = "" if base.overlap == 1 else f" in windows of {_times(base.window)}"
         lines = [
-            f"{self.family}: {frames} of {base.height} x {base.width} px, patch {_times(base.patch)}, "
-            f"grid {_times(base.grid)}{steps}; clips are {self.layout}"
+            f"{self.family}: {frames} of {base.height} x {base.width} px, patch {_times(base.patch)}"
+            f"{overlapping}, grid {_times(base.grid)}{steps}; clips are {self.layout}"
         ]
         lines += _columns([("part", "from", "resampled by"), *self._resampled()])
         if self.state:
-            lines.append("follows the geometry: " + ", ".join(state.name for state in self.state))
+            lines.append("follows the geometry: " + ", ".join(alike(state.name for state in self.state)))
+        if not self.patch_embeds:
+            lines.append(f"the patch cannot change: policies that apply are {', '.join(self.policies)}")
         lines += [f"left alone: {reason}" for reason in self.rejected]
+        lines += [f"to be settled: {reason}" for reason in self.unknown]
         return "\n".join(lines)
 
     def _resampled(self) -> list[tuple[str, str, str]]:
         """One line of the printed table for each tensor that is resampled."""
-        kernel, size = f"{self.rule.kernel} (patch kernel)", _times(self.base.patch)
+        kernel, size = f"{self.rule.kernel} (patch kernel)", _times(self.kernel(self.base))
         rows = [(f"{name}.weight", size, kernel) for name in self.patch_embeds]
         for table in self.tables:
             tokens = " + class token ".join([_times(table.size(self.base)), *table.class_rows])
             rows.append((table.name, tokens, ", ".join(dict.fromkeys(table.kinds(self.rule)))))
         return rows
+
+
+def alike(names: Iterable[str]) -> list[str]:
+    """Names with those together that differ in the numbers of their layers only, for people to read.
+
+    Args:
+        names: dotted paths.
+
+    Example:
+        >>> alike(["size", "layers.0.size", "layers.1.size", "layers.7.size"])
+        ['size', 'layers.{0,1,7}.size']
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        key = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
+        found.setdefault(key, []).append("" if number is None else number.group())
+    return [
+        key.replace("{}", numbers[0] if len(numbers) == 1 else "{" + ",".join(numbers) + "}")
+        for key, numbers in found.items()
+    ]
 
 
 def _times(sizes: tuple[int, ...]) -> str:

@@ -36,6 +36,7 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
+    changes_patch: ClassVar[bool] = False
     frames: Sequence[int] = FRAMES
 
     def __post_init__(self) -> None:
@@ -126,9 +127,24 @@ class Policy(ABC):
                 f"A clip needs at least one frame of 1 x 1 px, got {frames} frames of {height} x {width} px."
             )
         rows, columns = (None, None) if patch is None else as_pair(patch)
-        height, patch_height = self._fit(height, rows, (base.height, base.patch[0]))
-        width, patch_width = self._fit(width, columns, (base.width, base.patch[1]))
-        return Geometry(frames, height, width, (patch_height, patch_width), base.tubelet)
+        height, patch_height = self._fit_axis(height, rows, (base.height, base.patch[0]), base)
+        width, patch_width = self._fit_axis(width, columns, (base.width, base.patch[1]), base)
+        return Geometry(frames, height, width, (patch_height, patch_width), base.tubelet, base.overlap)
+
+    def _fit_axis(self, side: int, patch: int | None, built: _Pair, base: Base) -> _Pair:
+        """Pixels that the model sees along one axis, and the patch along it, in steps of the model's stem."""
+        stem = base.stem
+        if patch is not None and patch % stem:
+            raise GeometryError(
+                f"A patch of {patch} px is no multiple of {stem}, by which this model shrinks a frame before "
+                f"it cuts patches: use {max(1, patch // stem) * stem} or {-(-patch // stem) * stem} px."
+            )
+        if stem > 1:
+            side, patch = max(1, (2 * side + stem) // (2 * stem)), None if patch is None else patch // stem
+        side, patch = self._fit(side, patch, (built[0] // stem, built[1] // stem))
+        if base.pads:
+            side -= side % patch
+        return side * stem, patch * stem
 
     @final
     def to_config(self) -> dict[str, Any]:
@@ -158,7 +174,7 @@ class Temporal(Policy):
 
     Example:
         >>> Temporal().geometry(Base(16, 224, 224, (16, 16)), 110, 768, 768)
-        Geometry(frames=110, height=224, width=224, patch=(16, 16), tubelet=1)
+        Geometry(frames=110, height=224, width=224, patch=(16, 16), tubelet=1, overlap=1)
 
     Source: StretchySnake, section 4.2, item 1.
     """
@@ -214,12 +230,13 @@ class StaticTokens(Policy):
 
     Example:
         >>> StaticTokens().geometry(Base(16, 224, 224, (16, 16)), 32, 128, 96)
-        Geometry(frames=32, height=128, width=98, patch=(9, 7), tubelet=1)
+        Geometry(frames=32, height=128, width=98, patch=(9, 7), tubelet=1, overlap=1)
 
     Source: StretchySnake, section 4.2, item 3.
     """
 
     name: ClassVar[str] = "static-tokens"
+    changes_patch: ClassVar[bool] = True
     sizes: Sequence[Size] = SIZES
 
     def _options(self, base: Base) -> list[_Option]:
@@ -259,6 +276,7 @@ class FlexiViT(Policy):
     """
 
     name: ClassVar[str] = "flexivit"
+    changes_patch: ClassVar[bool] = True
     sizes: Sequence[Size] = (240,)
     patches: Sequence[int] = FLEXIVIT_PATCHES
 
@@ -299,6 +317,7 @@ class FlexAll(Policy):
     """
 
     name: ClassVar[str] = "flex-all"
+    changes_patch: ClassVar[bool] = True
     sizes: Sequence[Size] = SIZES
     patch_range: Sequence[int] = (12, 48)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from flexvideo.active import Flex, flex_of, flex_within
-from flexvideo.check import check_plain, check_plan
+from flexvideo.check import check_plain, check_plan, check_policy
 from flexvideo.discover import plan_for
 from flexvideo.errors import UnsupportedModelError
 from flexvideo.families import find
@@ -19,6 +19,7 @@ from flexvideo.plan import Plan, State, Table
 from flexvideo.policy import Policy, policy_of
 from flexvideo.resample import Rule
 from flexvideo.resample import prewarm as prewarm_matrices
+from flexvideo.unsettled import check_settled
 
 Model = TypeVar("Model", bound=nn.Module)
 CLIP_KIND = "bicubic-aa"  # what resize_clip resizes with
@@ -54,9 +55,11 @@ def make_flexible(
         The very same model.
 
     Raises:
-        PlanError: nothing to make flexible was found, or the plan does not fit the model.
-        UnsupportedModelError: a model that is compiled, wrapped or parametrized, or a plan for one that is
-            flexible already.
+        PlanError: nothing to make flexible was found, or the plan does not fit the model, or the policy
+            finds nothing to change in it.
+        NothingToFlexError: a model that takes clips of any size as it is.
+        UnsupportedModelError: a model that is compiled, wrapped or parametrized, or holds sizes of which
+            nothing says whether they must follow the clip, or a plan for one that is flexible already.
         ConfigError: an unknown policy or rule.
 
     Example:
@@ -71,12 +74,17 @@ def make_flexible(
         plan = plan_for(model) if plan is None else plan
         plan = plan if new_rule is None else replace(plan, rule=new_rule)
         check_plan(model, plan)
-        _swap(model, plan, new_policy or policy_of("static-tokens"))
+        check_settled(model, plan)
+        new_policy = new_policy or policy_of("static-tokens")
+        check_policy(plan, new_policy)
+        _swap(model, plan, new_policy)
         return model
     if plan is not None:
         raise UnsupportedModelError(
             f"{type(model).__name__} is flexible already: restore(model) first, then give it another plan."
         )
+    if new_policy is not None:
+        check_policy(flex.plan, new_policy)
     flex.policy = new_policy or flex.policy
     flex.plan = replace(flex.plan, rule=new_rule or flex.plan.rule)
     return model
@@ -155,7 +163,8 @@ def prewarm(model: nn.Module, specs: Iterable[ClipSpec] | None = None) -> None:
     sizes: set[tuple[str, int, int]] = set()
     for spec in flex.policy.specs(base) if specs is None else specs:
         geometry = flex.policy.geometry(base, spec.frames, spec.height, spec.width, spec.patch)
-        sizes.update((plan.rule.kernel_kind, *pair) for pair in zip(base.patch, geometry.patch, strict=True))
+        kernels = zip(plan.kernel(base), plan.kernel(geometry), strict=True)
+        sizes.update((plan.rule.kernel_kind, *pair) for pair in kernels)
         sizes.update({(CLIP_KIND, spec.height, geometry.height), (CLIP_KIND, spec.width, geometry.width)})
         for table in plan.tables:
             sizes.update(zip(table.kinds(plan.rule), table.size(base), table.size(geometry), strict=True))
@@ -200,6 +209,8 @@ def _swap(model: nn.Module, plan: Plan, policy: Policy) -> None:
 
 
 def _channels(model: nn.Module, plan: Plan) -> int:
+    if plan.channels is not None:
+        return plan.channels
     layer = find(model, plan.patch_embeds[0])
     if isinstance(layer, nn.Linear):
         return layer.in_features // (plan.base.tubelet * math.prod(plan.base.patch))

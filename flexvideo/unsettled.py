@@ -1,0 +1,119 @@
+"""Sizes that a model stores and a plan does not mention: left as they are, they could misplace tokens."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from flexvideo.errors import UnsupportedModelError
+from flexvideo.plan import Plan, alike
+
+_SIZE = re.compile(
+    r"(^|_)(img|image|input|frames?|clip|crop|grid|patch|patches|tokens?|spatial|temporal|time|resolution"
+    r"|t?hw|seq|seqlen|length|size|shape|height|width|pos|positions|windows?|steps|[thwn])(_|$)",
+    re.IGNORECASE,
+)
+_NOT_A_CLIP = re.compile(
+    r"kernel|stride|padding|dilation|tubelet|dim|channel|class|head|batch|vocab|step_size"
+)
+_TABLE = re.compile(r"(^|_)pos|temporal|time|frame|spatial|space|table|embed|bias", re.IGNORECASE)
+_SMALLEST = 2  # a 1 is the size of everything
+
+
+def unsettled(model: nn.Module, plan: Plan) -> tuple[str, ...]:
+    """Describe attributes that hold a size of the base, where the plan does not say what to do with them.
+
+    A number counts when its name is that of a size and its value one of the base's; a tensor when one of its
+    dimensions is the number of tokens, and a parameter only when it also has the name of a table. The layers
+    of torch itself are not looked at.
+
+    Args:
+        model: the model that the plan is for.
+        plan: its `tables`, `state` and `fixed` are settled.
+
+    Example:
+        >>> model = VideoMamba(img_size=32, depth=1, embed_dim=16, num_frames=4)
+        >>> model.num_frames = 4
+        >>> unsettled(model, plan_for(model))
+        ('num_frames = 4',)
+    """
+    settled = {*(table.name for table in plan.tables), *(state.name for state in plan.state), *plan.fixed}
+    sizes = _sizes(plan)
+    found: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith("torch.nn.modules") or f"{path}.weight" in plan.parameters:
+            continue
+        for name, value in _stored(module):
+            full = f"{path}.{name}" if path else name
+            top = f"{path}.{name.partition('.')[0]}" if path else name.partition(".")[0]
+            if not {full, top} & settled and _is_a_size(name, value, sizes, plan):
+                shown = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"= {value!r}"
+                found.setdefault(shown, []).append(full)
+    return tuple(f"{name} {shown}" for shown, names in found.items() for name in alike(names))
+
+
+def check_settled(model: nn.Module, plan: Plan) -> None:
+    """Refuse a model that holds sizes of which the plan does not say whether they must follow the clip.
+
+    Args:
+        model: the model that the plan is for.
+        plan: what would be made flexible.
+
+    Raises:
+        UnsupportedModelError: listing them, with what to write into the plan.
+    """
+    found = unsettled(model, plan)
+    if found:
+        seen = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} stores sizes that it was built for, and nothing says whether its "
+            f"forward reads them: {seen}. For each, add to the plan State(name, value) or a Table if it must "
+            "follow the clip, or its name to `fixed` if it must not: "
+            "make_flexible(model, plan=dataclasses.replace(plan_for(model), fixed=(...)))."
+        )
+
+
+def _sizes(plan: Plan) -> set[Any]:
+    base = plan.base
+    (rows, columns), frames, steps = base.grid, base.frames, base.steps
+    tokens = rows * columns
+    sizes: set[Any] = {base.height, base.width, rows, columns, *base.window, *base.patch}
+    sizes |= {(base.height, base.width), base.grid, base.window, base.patch}
+    counts = {tokens}
+    if frames is not None and steps is not None:
+        counts.add(steps * tokens)
+        sizes |= {frames, steps, (frames, base.height, base.width), (steps, *base.grid)}
+    return sizes | {count + extra for count in counts for extra in range(3)}
+
+
+def _stored(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Plain attributes, those of a configuration object or mapping one level down, and tensors."""
+    for name, value in (module.__dict__ | module._buffers | module._parameters).items():
+        if name.startswith("_"):
+            continue
+        yield name, value
+        inside = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+        if isinstance(inside, dict) and not callable(value) and not isinstance(value, Tensor):
+            yield from ((f"{name}.{key}", inner) for key, inner in inside.items() if isinstance(key, str))
+
+
+def _is_a_size(name: str, value: Any, sizes: set[Any], plan: Plan) -> bool:
+    if isinstance(value, Tensor):
+        tokens = plan.base.grid[0] * plan.base.grid[1]
+        counts = {tokens, tokens * (plan.base.steps or 1)}
+        # The last dimension of a table is that of the channels; an index or a mask has tokens there.
+        if isinstance(value, nn.Parameter) and not _TABLE.search(name):
+            return False
+        lengths = value.shape[:-1] if isinstance(value, nn.Parameter) else value.shape
+        return any(length - extra in counts for length in lengths for extra in range(3))
+    own = name.rpartition(".")[2]
+    if not _SIZE.search(own) or _NOT_A_CLIP.search(own) or isinstance(value, bool):
+        return False
+    if isinstance(value, int):
+        return value >= _SMALLEST and value in sizes
+    return isinstance(value, tuple | list) and _plain(value) and tuple(value) in sizes
+
+
+def _plain(values: tuple[Any, ...] | list[Any]) -> bool:
+    return all(isinstance(value, int) for value in values)
