@@ -29,6 +29,7 @@ def write_results(benchmark: str, rows: list[dict[str, object]]) -> Path:
         "date": day,
         "machine": machine,
         "cpu": cpu_name(),
+        "load": round(os.getloadavg()[0], 1),  # runnable processes: above the cores, timings are too long
         "versions": {"python": platform.python_version(), **versions()},
         "commit": commit(),
         "rows": rows,

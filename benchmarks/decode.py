@@ -1,4 +1,4 @@
-"""Milliseconds to read a clip's frames: exact seeking against decoding up to the last frame wanted.
+"""CPU milliseconds to read a clip's frames: exact seeking against decoding up to the last frame wanted.
 
     python benchmarks/decode.py [--repeats 5] [--threads 1]
 
@@ -58,12 +58,12 @@ def decode_all(path: Path, wanted: list[int]) -> torch.Tensor:
 
 
 def milliseconds(run: Callable[[], object], repeats: int) -> float:
-    """Median wall time of a call."""
+    """Median processor time of a call, all threads together: other work on the machine changes it little."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         run()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return round(1e3 * statistics.median(times), 2)
 
 
