@@ -75,7 +75,10 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
     for path in plan.patch_embeds:
         _check_patch_embed(model, path, plan)
     for follower in (*plan.tables, *plan.state):
-        check_plain(model, _owner(model, follower.name))
+        owner = _owner(model, follower.name)
+        check_plain(model, owner)
+        if owner in plan.patch_embeds:
+            raise PlanError(f"`{follower.name}` belongs to a patch embedding, which follows by itself.")
         if find(model, follower.name) is None:
             raise PlanError(
                 f"{_class(model)} stores nothing at `{follower.name}`; {_there(model, follower.name)}."

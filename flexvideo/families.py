@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexvideo.errors import GeometryError
-from flexvideo.geometry import Base, Geometry
+from flexvideo.geometry import Base, Geometry, as_pair
 from flexvideo.hosts import own_value
 from flexvideo.plan import Plan, State, Table
 
@@ -33,6 +33,8 @@ FAMILIES: dict[str, Family] = {}
 
 def register_family(name: str) -> Callable[[Family], Family]:
     """Make `plan_for` ask a function about every module of a model.
+
+    Where several recognise the same module, the one that was registered last has its way.
 
     Args:
         name: what the kind of model is called; registering a name again replaces the entry.
@@ -135,6 +137,11 @@ _CACHED: tuple[tuple[str, Callable[[Geometry, Any], Any]], ...] = (
     ("image_size", frame_size),
     ("patch_size", patch_size),
     ("grid_size", grid_size),
+    ("token_size", grid_size),
+    ("patch_resolution", grid_size),
+    ("init_input_size", frame_size),
+    ("init_out_size", grid_size),
+    ("patches_per_frame", frame_tokens),
     ("num_patches", frame_tokens),
     ("num_patches", clip_tokens),
     ("num_frames", frame_count),
@@ -187,9 +194,9 @@ def videomamba(host: nn.Module) -> Plan | None:
     image = find(host, "patch_embed.img_size")
     if sizes is None or image is None or not isinstance(time, Tensor) or not _has_class_token(host):
         return None
-    (height, width), (patch, tubelet) = image, sizes
-    entries = tuple(name for name in ("forward", "forward_features", "embed") if hasattr(host, name))
-    config = (State("config", constructor_sizes),) if isinstance(find(host, "config"), dict) else ()
+    (height, width), (patch, tubelet) = as_pair(image, what="img_size"), sizes
+    config = find(host, "config")
+    ours = isinstance(config, dict) and {"img_size", "patch_size", "num_frames"} <= config.keys()
     base = Base(time.shape[1] * tubelet, height, width, patch, tubelet)
     return Plan(
         base=base,
@@ -199,8 +206,9 @@ def videomamba(host: nn.Module) -> Plan | None:
             Table("temporal_pos_embedding", axes="time"),
             *_decoder_tables(host),
         ),
-        state=cached_sizes(host, "patch_embed", base) + config,
-        entries=entries,
+        state=cached_sizes(host, "patch_embed", base)
+        + ((State("config", constructor_sizes),) if ours else ()),
+        entries=("forward", "forward_features", "embed") if ours else ("forward", "forward_features"),
     )
 
 
@@ -208,17 +216,18 @@ def videomamba(host: nn.Module) -> Plan | None:
 def videomamba_image(host: nn.Module) -> Plan | None:
     """VideoMamba for images: no time, and its patch embedding asserts the size of the frame.
 
-    Vim has the same names and keeps its class token elsewhere; `if_cls_token` tells it.
+    Vim and Mamba-Reg have the same names and keep class tokens elsewhere; `if_cls_token` and
+    `num_cls_tokens` tell them.
 
     Source: OpenGVLab/VideoMamba, videomamba/image_sm/models/videomamba.py.
     """
     image, conv = find(host, "patch_embed.img_size"), find(host, "patch_embed.proj")
     sizes = conv_sizes(host, "patch_embed.proj")
-    stranger = not _has_class_token(host) or hasattr(host, "if_cls_token")
+    stranger = not _has_class_token(host) or hasattr(host, "if_cls_token") or hasattr(host, "num_cls_tokens")
     time = find(host, "temporal_pos_embedding")
     if sizes is None or image is None or stranger or time is not None or not isinstance(conv, nn.Conv2d):
         return None
-    height, width = image
+    height, width = as_pair(image, what="img_size")
     base = Base(None, height, width, sizes[0])
     return Plan(
         base=base,

@@ -159,7 +159,7 @@ class TestByNamesAndShapes:
         with pytest.raises(
             PlanError,
             match=r"`position_table` \(1, 20, 12\) has the name of a table of positions and fits no grid: "
-            r"looked for 4 x 4 tokens in space and 6 in time, with and without one class token\. Correct `size` and",
+            r"looked for 4 x 4 tokens in space and 6 in time, with and without one class token\. Correct",
         ):
             fv.plan_for(Unknown(rows=20))
 
@@ -189,8 +189,8 @@ class TestByNamesAndShapes:
         with pytest.raises(
             PlanError,
             match=r"No patch embedding found in Sequential: looked for a Conv2d or Conv3d over 3 channels "
-            r"whose stride is its kernel size\. Convolutions present: 0: Conv2d has kernel \(3, 3\) and stride "
-            r"\(1, 1\); 1: Conv3d over 1 channels\. If it is something else, name the parts: make_flex",
+            r"whose stride is its kernel size\. Convolutions present: 0: Conv2d has kernel \(3, 3\) and "
+            r"stride \(1, 1\); 1: Conv3d over 1 channels\. If it is something else, name the parts",
         ):
             fv.make_flexible(model)
 
@@ -234,6 +234,10 @@ class TestPlanThatDoesNotFit:
         ({"entries": ("blocks.9.forward",)}, "has no method `blocks.9.forward`; `blocks` holds 0, 1"),
         ({"tables": (fv.Table("pos", axes="space"),)}, "Stranger stores nothing at `pos`; `the model` holds"),
         ({"tables": (fv.Table("blocks.0.pos", axes="time"),)}, "`blocks.0` holds time_table"),
+        (
+            {"state": (fv.State("stem.in_features", as_stored),)},
+            "belongs to a patch embedding, which follows by",
+        ),
         ({"state": (fv.State("blocks.0.size", as_stored),)}, "stores nothing at `blocks.0.size`"),
         ({"tables": (fv.Table("patch", axes="space"),)}, "`patch` is a int, not a tensor of positions"),
         (
