@@ -68,17 +68,19 @@ def plan_for(
 
 def _by_family(model: nn.Module) -> Plan | None:
     """Plan of the one module in the model that a family recognises; None when there is none."""
-    known = [
-        (name, path, plan)
+    known = {
+        path: (name, answer)
         for path, module in model.named_modules()
         for name, family in FAMILIES.items()
-        if (plan := family(module)) is not None
-    ]
-    found = [(name, path, plan) for name, path, plan in known if isinstance(plan, Plan)]
-    size_free = [(name, answer) for name, _, answer in known if isinstance(answer, SizeFree)]
+        if (answer := family(module)) is not None
+    }
+    found = [(name, path, plan) for path, (name, plan) in known.items() if isinstance(plan, Plan)]
+    size_free = [(name, answer) for name, answer in known.values() if isinstance(answer, SizeFree)]
     if size_free and not found:
         name, answer = size_free[0]
-        raise NothingToFlexError(f"{type(model).__name__} is left as it is: {name} {answer.reason}")
+        raise NothingToFlexError(
+            f"{type(model).__name__} has nothing to make flexible, call it as it is: {name} {answer.reason}"
+        )
     if len(found) > 1:
         seen = ", ".join(f"{name} at `{path or 'the model'}`" for name, path, _ in found)
         raise PlanError(

@@ -5,9 +5,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from flexvideo.active import Flex, Patch
+from flexvideo.errors import UnsupportedModelError
 from flexvideo.plan import State, Table
 
 
@@ -81,8 +83,18 @@ def _follower(name: str) -> property:
             # nn.Module would take it for a missing property and return the tensor as it is.
             raise RuntimeError(f"Making {name!r} follow {geometry} failed: {error}") from error
 
-    def set_(self: nn.Module, value: Any) -> None:
-        self.__dict__[name] = value
+    def set_(self: Any, value: Any) -> None:
+        flex: Flex = self._flex
+        if flex.active.geometry is None or isinstance(self._flex_followers[name], Table):
+            self.__dict__[name] = value
+            return
+        # A host that keeps the attribute up to date by itself must come to the same, and leave no trace.
+        expected = get(self)
+        if not (torch.equal(value, expected) if isinstance(value, Tensor) else value == expected):
+            raise UnsupportedModelError(
+                f"The forward of {type(self).__name__} sets `{name}` to {value!r}, and the plan has it as "
+                f"{expected!r} at {flex.active.geometry}: correct its State."
+            )
 
     def delete(self: nn.Module) -> None:
         if name not in self.__dict__:
