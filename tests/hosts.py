@@ -230,7 +230,7 @@ class Recogniser(nn.Module):
         return self.backbone(clip / 2) * self.scale
 
 
-def ours() -> fv.VideoMamba:
+def ours(scan_backend: str = "reference") -> fv.VideoMamba:
     return fv.VideoMamba(
         img_size=32,
         patch_size=8,
@@ -239,7 +239,7 @@ def ours() -> fv.VideoMamba:
         num_classes=5,
         num_frames=4,
         drop_path_rate=0.0,
-        scan_backend="reference",
+        scan_backend=scan_backend,
     )
 
 
