@@ -17,8 +17,11 @@ from tqdm import tqdm
 
 from flexvideo import __version__
 from flexvideo.checkpoints import describe, load
+from flexvideo.data.check import check_videos
 from flexvideo.data.clips import read_clip
+from flexvideo.data.datasets import DATASETS, open_dataset
 from flexvideo.data.encode import write_video
+from flexvideo.data.lists import write_list
 from flexvideo.data.motion import MotionSet
 from flexvideo.demo import Cell, format_table, run_grid
 from flexvideo.errors import FlexVideoError
@@ -73,6 +76,14 @@ def _parser() -> argparse.ArgumentParser:
         "flexvideo features videos/*.mp4 --checkpoint model.pth --frames 32 --size 128 --out f.safetensors",
     )
     _features_arguments(features)
+    check = _command(
+        commands,
+        "check-videos",
+        _check_videos,
+        CHECK,
+        "flexvideo check-videos ucf101:/data/ucf101 --split train --fold 1 --good good.csv",
+    )
+    _check_arguments(check)
     convert_ = _command(commands, "convert", _convert, CONVERT, "flexvideo convert official.pth my-model/")
     _source_arguments(convert_)
     convert_.add_argument("target", metavar="DST", help="a folder, or a file ending in .safetensors or .pth")
@@ -85,6 +96,7 @@ geometry costs and how close its feature stays to the one at the size the model 
 Without arguments it renders its own video and uses a small model with random weights: no network needed."""
 INFO = "Say what a checkpoint is: model, sizes, classes, and what of it can flex."
 FEATURES = "Write one feature vector for every video, at the frame count and size of your choice."
+CHECK = "Decode the first, middle and last frame of every video of a data set: name the damaged ones."
 CONVERT = "Rewrite a checkpoint: an official .pth as a folder of ours, or back."
 
 
@@ -97,7 +109,7 @@ def _command(
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
-        help=text.partition(":")[0].replace("\n", " "),
+        help=text.partition(":")[0].replace("\n", " ").rstrip("."),
         description=text,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -169,6 +181,20 @@ def _features_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="ends in .safetensors or .npz")
 
 
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", metavar="KIND:PATH", help=f"a data set on disk; the kinds are {', '.join(DATASETS)}"
+    )
+    parser.add_argument("--split", metavar="S", help="train, test, ... (default: the set's first)")
+    parser.add_argument(
+        "--fold", metavar="N", help="split number of UCF101 and HMDB51, protocol of Breakfast"
+    )
+    parser.add_argument(
+        "--annotations", metavar="DIR", help="where the official split files are, if elsewhere"
+    )
+    parser.add_argument("--good", metavar="FILE", help="write the list of readable videos here")
+
+
 def _info(options: Options) -> None:
     print(describe(options.source, filename=options.filename, revision=options.revision))
 
@@ -176,6 +202,21 @@ def _info(options: Options) -> None:
 def _convert(options: Options) -> None:
     convert(options.source, options.target, filename=options.filename, revision=options.revision)
     print(f"wrote {options.target}")
+
+
+def _check_videos(options: Options) -> None:
+    videos = open_dataset(
+        options.data,
+        split=options.split,
+        fold=int(options.fold) if options.fold and options.fold.isdigit() else options.fold,
+        annotations=options.annotations,
+    )
+    with _bar("videos", len(videos)) as bar:
+        check = check_videos(videos, progress=lambda done, total: bar.update(done - bar.n))
+    print(check)
+    if options.good:
+        write_list(options.good, check.good)
+        print(f"list of the readable videos: {options.good}")
 
 
 def _features(options: Options) -> None:
