@@ -1,5 +1,6 @@
 """Run and train any video state-space model at any frame count, frame size and patch size."""
 
+from flexvideo import families_ssm as families_ssm
 from flexvideo.bake import bake as bake
 from flexvideo.checkpoints import describe as describe
 from flexvideo.checkpoints import load as load

@@ -1,4 +1,4 @@
-"""What the stand-ins share: a cheap mixer in the place of a scan, and the patch embeddings of Vim and timm."""
+"""What the stand-ins share: a cheap mixer in place of a scan, and the patch embeddings of Vim and timm."""
 
 import torch
 from torch import Tensor, nn
@@ -86,12 +86,16 @@ class Rotary(nn.Module):
         self.register_buffer("freqs_sin", both.sin())
 
     @staticmethod
+    def has_cls_token(t: Tensor) -> bool:
+        return t.shape[1] % 2 != 0
+
+    @staticmethod
     def rotate_half(x: Tensor) -> Tensor:
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack((-odd, even), dim=-1).flatten(-2)
 
     def forward(self, t: Tensor) -> Tensor:
-        if t.shape[1] % 2 != 0:
+        if self.has_cls_token(t):
             rest = t[:, 1:]
             rest = rest * self.freqs_cos + self.rotate_half(rest) * self.freqs_sin
             return torch.cat((t[:, :1], rest), dim=1)

@@ -122,7 +122,7 @@ class TimeMamba(nn.Module):
 
     def forward_features(self, x: Tensor, cls_at_last: bool = True) -> Tensor:
         batch, frames = x.shape[:2]
-        x, frames, width = self.patch_embed(x)
+        x, frames, _ = self.patch_embed(x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
         if x.size(1) != self.pos_embed.size(1):
             raise NameError("name 'F' is not defined")  # where the host resizes to the nearest

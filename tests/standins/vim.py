@@ -1,4 +1,4 @@
-"""Vim and the models that grew out of it: names, shapes, token order, asserts and stored sizes, not their code."""
+"""Vim and what grew out of it: names, shapes, token order, asserts and stored sizes, not their code."""
 
 import math
 
@@ -202,8 +202,14 @@ class LocalBlock(Block):
         return self.mixer(self.norm(residual)).tanh(), residual
 
 
+class LocalRotary(Rotary):
+    """LocalMamba's, which is told whether there is a class token."""
+
+    has_cls_token = staticmethod(lambda t: False)
+
+
 class LocalVim(Tail):
-    """hunto/LocalMamba, classification/lib/models/local_vim.py: every forward writes the grid into its blocks."""
+    """hunto/LocalMamba, classification/lib/models/local_vim.py: it writes the grid into its blocks."""
 
     def __init__(self, *, if_rope: bool = True, if_abs_pos_embed: bool = True) -> None:
         super().__init__()
@@ -216,7 +222,7 @@ class LocalVim(Tail):
         if if_abs_pos_embed:
             self.pos_embed = nn.Parameter(torch.randn(1, self.patch_embed.num_patches, DIM))
         if if_rope:
-            self.rope = Rotary(DIM // 2, pt_seq_len=4, ft_seq_len=IMAGE // PATCH)
+            self.rope = LocalRotary(DIM // 2, pt_seq_len=4, ft_seq_len=IMAGE // PATCH)
         self.build_tail([LocalBlock(self.token_size), LocalBlock(self.token_size)])
 
     def forward_features(self, x: Tensor, inference_params: object = None) -> Tensor:
