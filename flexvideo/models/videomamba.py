@@ -263,10 +263,14 @@ class VideoMamba(nn.Module, HubMixin):
         The class token gets its row of the spatial table and no temporal embedding.
         """
         patches = self.patch_embed(x)
-        self._check_tables(x, patches)
+        space, time = (
+            self.pos_embed,
+            self.temporal_pos_embedding,
+        )  # read once: a flexible model resamples them
+        self._check_tables(x, patches, rows=(time.shape[1], space.shape[1] - 1))
         tokens = patches.flatten(3).permute(0, 2, 3, 1)  # (B, T', h * w, D)
-        tokens = tokens + self.pos_embed[:, 1:] + self.temporal_pos_embedding[:, :, None]
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        tokens = tokens + space[:, 1:] + time[:, :, None]
+        cls = (self.cls_token + space[:, :1]).expand(x.shape[0], -1, -1)
         return self.pos_drop(torch.cat((cls, tokens.flatten(1, 2)), dim=1))
 
     def no_weight_decay(self) -> set[str]:
@@ -277,13 +281,10 @@ class VideoMamba(nn.Module, HubMixin):
         """Number of blocks."""
         return len(self.layers)
 
-    def _check_tables(self, x: Tensor, patches: Tensor) -> None:
+    def _check_tables(self, x: Tensor, patches: Tensor, rows: tuple[int, int]) -> None:
         steps, *grid = patches.shape[2:]
-        table, embed = self.pos_embed, self.patch_embed
-        # the base table holds the base grid only; a resampled one has been made for the grid at hand
-        same_grid = table is not self._parameters["pos_embed"] or tuple(grid) == embed.grid_size
-        rows = (self.temporal_pos_embedding.shape[1], table.shape[1] - 1)
-        if same_grid and rows == (steps, grid[0] * grid[1]):
+        embed = self.patch_embed
+        if tuple(grid) == embed.grid_size and rows == (steps, grid[0] * grid[1]):
             return
         raise GeometryError(
             f"This {type(self).__name__} runs clips of {_times(self.config['num_frames'], *embed.img_size)} "
