@@ -36,7 +36,7 @@ def scan(
             *_arguments(k, u, delta, A, B, C, D, delta_bias), True
         )
         y += _back(out, k)
-        states.append(state)
+        states.append(state.flatten(2))
     return y * F.silu(z), [torch.stack(states), y]
 
 
@@ -61,7 +61,7 @@ def scan_backward(
     for k in range(u.shape[0]):
         d_u, d_delta, d_A, d_B, d_C, d_D, d_bias, *_ = _extension("selective_scan_cuda").bwd(
             *_arguments(k, u, delta, A, B, C, D, delta_bias),
-            _forth(grad_y, k), states[k].contiguous(), None, None, True, False,
+            _forth(grad_y, k), states[k].unflatten(2, (-1, 2 * A.shape[-1])), None, None, True, False,
         )  # fmt: skip
         sequences = [_back(x, k) for x in (d_u, d_delta, d_B.squeeze(1), d_C.squeeze(1))]
         grads.append([*sequences, d_A, d_D, d_bias])
@@ -72,7 +72,8 @@ def scan_backward(
 def saved(u: Float[Tensor, "k b l d"], A: Float[Tensor, "k d n"]) -> list[Tensor]:
     """Empty tensors like those which `scan` saves."""
     k, b, l, d = u.shape
-    states = u.new_empty(k, b, d, -(-l // CHUNK), 2 * A.shape[-1], dtype=torch.float32)
+    # flat, as a dimension of the chunks alone would make compilers treat one chunk as a special case
+    states = u.new_empty(k, b, d, -(-l // CHUNK) * 2 * A.shape[-1], dtype=torch.float32)
     return [states, u.new_empty(b, l, d)]
 
 
