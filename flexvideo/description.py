@@ -52,8 +52,8 @@ class Description:
             ("patch", f"{base.patch[0]} x {base.patch[1]} pixels{tubelet}"),
             ("classes", str(self.classes) if self.classes else "none: returns features"),
             ("can flex", "; ".join(self.flexes)),
-            ("policy", _in_words(self.policy)),
-            ("rule", _in_words(self.rule)),
+            ("policy", _in_words(self.policy, "none recorded: a plain model")),
+            ("rule", _in_words(self.rule, "none recorded: auto, once it is made flexible")),
             *(("note", note) for note in self.notes),
         ]
         return "\n".join([self.source, *(f"  {title:<11}{text}" for title, text in rows)])
@@ -95,7 +95,7 @@ def _flexes(layout: Layout) -> tuple[str, ...]:
     )
 
 
-def _in_words(config: dict[str, Any] | None) -> str:
+def _in_words(config: dict[str, Any] | None, otherwise: str) -> str:
     if config is None:
-        return "none recorded: plain until made flexible"
+        return otherwise
     return ", ".join(f"{key} {value}" for key, value in config.items())

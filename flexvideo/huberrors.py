@@ -1,6 +1,7 @@
 """What went wrong between here and the Hugging Face Hub, in one sentence."""
 
 import errno
+import re
 
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -113,5 +114,6 @@ def _status(error: HfHubHTTPError) -> int:
 
 
 def _first_line(error: BaseException | None) -> str:
-    text = str(error).strip()
+    """The gist of a message, without what follows a question mark: addresses of content are signed there."""
+    text = re.sub(r"\?\S+", "", str(error)).strip()
     return text.splitlines()[0].rstrip(".") if text else "no reason given"

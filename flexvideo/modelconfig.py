@@ -84,7 +84,7 @@ def parse_config(text: str, *, where: str) -> ModelConfig | None:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not JSON: {error}.") from error
     if not isinstance(content, dict) or content.get("library") != LIBRARY:
         return None

@@ -1,5 +1,6 @@
 """Files and folders in, models out, and back again to the byte."""
 
+import argparse
 import json
 import logging
 import warnings
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_layout import VisionMamba
 from safetensors.torch import load_file, save_file
 from small import SIZES, build, clip
 
@@ -174,6 +176,54 @@ def test_an_official_state_dict_gives_the_official_numbers(tmp_path):
     assert (logits - golden["logits"]).norm() / golden["logits"].norm() < 1e-5
 
 
+@pytest.mark.parametrize(("frames", "size"), [(4, 32), (6, 48), (3, (40, 24))])
+def test_a_baked_model_keeps_its_facts_and_is_saved_as_any_other(tmp_path, frames, size):
+    model = fv.make_flexible(build(), policy="flex-all")
+    model.labels, model.mean = ("a", "b", "c", "d", "e"), (0.5, 0.5, 0.5)
+    baked = fv.bake(model, frames=frames, size=size)
+    back = load(folder_of(baked, tmp_path))
+    sides = (size, size) if isinstance(size, int) else size
+    assert (back.labels, back.mean) == (model.labels, model.mean)
+    assert torch.equal(back(clip(frames, *sides)), baked(clip(frames, *sides)))
+
+
+def official() -> VisionMamba:
+    return VisionMamba(size=32, patch=8, depth=2, dim=32, frames=4, classes=5)
+
+
+@pytest.mark.parametrize("name", ["m.pth", "m.safetensors"])
+@pytest.mark.filterwarnings("ignore:.*is a bare state dict")
+def test_the_official_code_loads_what_is_saved(tmp_path, name):
+    model = build()
+    save(fv.make_flexible(model), tmp_path / name)
+    state = (
+        load_file(tmp_path / name) if name.endswith("s") else torch.load(tmp_path / name, weights_only=True)
+    )
+    theirs = official()
+    theirs.load_state_dict(state, strict=True)
+    assert torch.allclose(theirs(clip()), model(clip()), rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_official_training_script_writes_is_loaded(tmp_path):
+    theirs = official()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    optimizer = torch.optim.AdamW(theirs.parameters())
+    theirs(clip()).sum().backward()
+    optimizer.step()
+    content = {
+        "model": theirs.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": 3,
+        "scaler": {"scale": 1.0},
+        "args": argparse.Namespace(model="videomamba_tiny", lr=1e-3, opt_betas=[0.9, 0.999]),
+    }
+    torch.save(content, tmp_path / "checkpoint-3.pth")
+    model = load(tmp_path / "checkpoint-3.pth")
+    assert torch.allclose(theirs(clip()), model(clip()), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("files", "filename", "message"),
     [
@@ -253,7 +303,7 @@ def test_a_config_that_contradicts_the_tensors_or_itself(tmp_path, change, messa
         load(folder)
 
 
-@pytest.mark.parametrize("content", ["{", "\x00", "[1"])
+@pytest.mark.parametrize("content", ["{", "\x00", "[1", "[" * 100_000], ids=["open", "null", "list", "deep"])
 def test_a_config_that_is_no_json(tmp_path, content):
     folder = folder_of(build(), tmp_path)
     (folder / "config.json").write_text(content)
@@ -311,7 +361,7 @@ def test_describe_tells_what_loading_would_say(tmp_path):
         "the weights are under 'module'",
         "there is no head, so num_classes is 0 and model(clip) returns features",
     )
-    assert "none recorded: plain until made flexible" in str(found)
+    assert "none recorded: a plain model" in str(found)
     assert found.base == fv.Base(4, 32, 32, (8, 8))
 
 

@@ -1,5 +1,6 @@
 """To the Hub and back, with its real client and a server on the loopback: the usual ways, and every fault."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -31,9 +32,9 @@ REPO = "someone/stretchy"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A Hub that the real client takes for the Hub, with a cache of its own and short waits."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import close_session
+    from huggingface_hub import constants, utils
 
+    close_session = utils.close_session if hasattr(utils, "close_session") else utils.reset_sessions
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     with HubServer() as server:
@@ -79,8 +80,9 @@ def published(hub: HubServer, flexible: fv.VideoMamba, tmp_path: Path) -> str:
 
 
 def cached_files(tmp_path: Path) -> list[str]:
+    """What a later load would find; parts that the client means to go on with do not count."""
     blobs = (tmp_path / "cache").rglob("blobs/*")
-    return sorted(path.name for path in blobs)
+    return sorted(path.name for path in blobs if path.suffix != ".incomplete")
 
 
 # What save_pretrained writes
@@ -428,9 +430,10 @@ def test_a_download_that_never_succeeds_is_one_sentence_and_leaves_nothing(
 ):
     hub.faults.append(fault)
     message = r"^someone/stretchy/model\.safetensors(:| did not arrive from) http"
-    with monkeypatch.context() as patch, pytest.raises(HubError, match=message) as error:
+    with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
-        fv.load(REPO)
+        with pytest.raises(HubError, match=message) as error:
+            fv.load(REPO)
     assert str(error.value).count("\n") == 0
     assert cached_files(tmp_path) == []
     hub.faults.clear()
@@ -521,6 +524,37 @@ def test_a_proxy_that_answers_with_a_page_of_its_own(hub, published):
         fv.load(REPO)
 
 
+@pytest.mark.parametrize(
+    ("error", "passes", "sentence"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            False,
+            "x cannot be stored: No space left on device.",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied"), False, "x cannot be stored: Permission denied."),
+        (
+            OSError("Consistency check failed.\nMore"),
+            True,
+            "x did not arrive from http://h: OSError: Consistency",
+        ),
+        (
+            ConnectionError("/f?X-Signature=abc broke"),
+            True,
+            "x did not arrive from http://h: ConnectionError: /f broke.",
+        ),
+        (KeyError("id"), False, "x did not arrive from http://h: KeyError: 'id'."),
+        (TimeoutError(), True, "x did not arrive from http://h: TimeoutError: no reason given."),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_in_words(error, passes, sentence):
+    from flexvideo.huberrors import explain, is_passing
+
+    assert is_passing(error) is passes
+    assert explain(error, what="x", revision=None, endpoint="http://h") == f"x {sentence}"
+
+
 # To the Hub
 
 
@@ -574,6 +608,12 @@ def test_push_without_the_right_to(hub, flexible, token, message):
     with pytest.raises(HubError, match=message):
         flexible.push_to_hub("writer/mine", token=token)
     assert hub.repos == {}
+
+
+def test_push_while_offline(hub, flexible, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"^writer/mine \(upload\) needs the Hub, and HF_HUB_OFFLINE"):
+        flexible.push_to_hub("writer/mine", token=WRITER)
 
 
 @pytest.mark.parametrize("path", ["/repos/create", "/preupload/", "/objects/batch", "/commit/"])
