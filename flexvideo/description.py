@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexvideo.geometry import Base
+from flexvideo.layout import Layout
 from flexvideo.modelconfig import ModelConfig
-from flexvideo.statedict import Interpretation, Layout, some
+from flexvideo.statedict import Interpretation, some
 
 
 @dataclass(frozen=True)

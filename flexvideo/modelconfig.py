@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexvideo.errors import CheckpointError, FlexVideoError
+from flexvideo.layout import Layout
 from flexvideo.models.hub_mixin import IMAGENET_MEAN, IMAGENET_STD
 from flexvideo.policy import policy_of
 from flexvideo.resample import Rule
-from flexvideo.statedict import Layout
 
 LIBRARY = "flexvideo"
 FORMAT = 1

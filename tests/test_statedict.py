@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flexvideo.errors import CheckpointError
 from flexvideo.geometry import Base
-from flexvideo.statedict import Layout, interpret, some
+from flexvideo.layout import Layout
+from flexvideo.statedict import interpret, some
 
 SMALL = Layout(Base(4, 32, 32, (8, 8)), depth=2, embed_dim=32, channels=3, num_classes=5)
 
