@@ -1,6 +1,9 @@
 """Run and train any video state-space model at any frame count, frame size and patch size."""
 
+from flexvideo import families_hf as families_hf
 from flexvideo import families_ssm as families_ssm
+from flexvideo import families_timm as families_timm
+from flexvideo import families_torchvision as families_torchvision
 from flexvideo.bake import bake as bake
 from flexvideo.checkpoints import describe as describe
 from flexvideo.checkpoints import load as load

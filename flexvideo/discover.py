@@ -67,14 +67,22 @@ def plan_for(
 
 
 def _by_family(model: nn.Module) -> Plan | None:
-    """Plan of the one module in the model that a family recognises; None when there is none."""
+    """Plan of the one module in the model that a family recognises; None when there is none.
+
+    Where a family knows a model as well as what is around it, the outermost counts.
+    """
     known = {
         path: (name, answer)
         for path, module in model.named_modules()
         for name, family in FAMILIES.items()
         if (answer := family(module)) is not None
     }
-    found = [(name, path, plan) for path, (name, plan) in known.items() if isinstance(plan, Plan)]
+    plans = {path for path, (_, answer) in known.items() if isinstance(answer, Plan)}
+    found = [
+        (name, path, plan)
+        for path, (name, plan) in known.items()
+        if isinstance(plan, Plan) and not plans & ({"", *_ancestors(path)} - {path})
+    ]
     size_free = [(name, answer) for name, answer in known.values() if isinstance(answer, SizeFree)]
     if size_free and not found:
         name, answer = size_free[0]

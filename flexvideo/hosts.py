@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -14,14 +15,17 @@ from flexvideo.plan import State, Table
 
 
 def own_value(module: nn.Module, name: str) -> Any:
-    """Return an attribute as a module stores it, past any property of its class.
+    """Return an attribute as a module stores it, or a method as its class has it, past what follows geometry.
 
     Raises:
-        AttributeError: when the module stores no such attribute.
+        AttributeError: when the module has no such attribute.
     """
     for store in (module._parameters, module._buffers, module.__dict__):
         if name in store:
             return store[name]
+    method = getattr(getattr(type(module), "_flex_host", type(module)), name, None)
+    if inspect.isfunction(method):
+        return MethodType(method, module)
     raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
 
 
@@ -58,7 +62,8 @@ def flexible_class(
         return _rebuild, (host, followers, entries, carriers), self.__getstate__()
 
     body |= {"__reduce_ex__": __reduce_ex__, "_flex_host": host}
-    body |= {"__module__": host.__module__, "__doc__": host.__doc__}
+    # transformers looks up what a model can record by the text of its class, which is made of these two.
+    body |= {"__module__": host.__module__, "__qualname__": host.__qualname__, "__doc__": host.__doc__}
     return type(f"Flexible{host.__name__}", (host,), body)
 
 

@@ -101,9 +101,11 @@ class Table:
 class State:
     """An attribute of the host that depends on the geometry: a cached size, or what an assert compares with.
 
+    A method may depend on it too: one that computes positions by itself, say, and must not.
+
     Args:
-        name: dotted path of the attribute.
-        value: what the attribute is at a geometry, from the geometry and the value it has at the base; a
+        name: dotted path of the attribute or method.
+        value: what it is at a geometry, from the geometry and what it is at the base (a method is bound); a
             function of a module, so that a flexible model can be pickled.
 
     Example:
@@ -224,7 +226,9 @@ class Plan:
         kernel, size = f"{self.rule.kernel} (patch kernel)", _times(self.kernel(self.base))
         rows = [(f"{name}.weight", size, kernel) for name in self.patch_embeds]
         for table in self.tables:
-            tokens = " + class token ".join([_times(table.size(self.base)), *table.class_rows])
+            at = [(table.class_rows.count(row), row) for row in dict.fromkeys(table.class_rows)]
+            extra = (f"{f'{count} class tokens' if count > 1 else 'class token'} {row}" for count, row in at)
+            tokens = " + ".join((_times(table.size(self.base)), *extra))
             rows.append((table.name, tokens, ", ".join(dict.fromkeys(table.kinds(self.rule)))))
         return rows
 

@@ -1,0 +1,256 @@
+"""Models of Hugging Face transformers that are recognised, bare or with their classifier.
+
+Their layers all hold the configuration; where one reads sizes from it, it is given a copy with those of the
+clip. Tested with transformers 5.17 and 5.23; see `flexvideo.families` for what an entry is.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexvideo.errors import UnsupportedModelError
+from flexvideo.families import (
+    cached_sizes,
+    conv_sizes,
+    find,
+    grid_size,
+    register_family,
+    step_count,
+)
+from flexvideo.geometry import Base, Geometry, as_pair
+from flexvideo.plan import Plan, State, Table
+
+PATCHES = "embeddings.patch_embeddings"
+POSITIONS = "embeddings.position_embeddings"
+
+
+def class_named(host: nn.Module, package: str, *names: str) -> bool:
+    """Whether a module is of one of the classes of a package, or of a subclass.
+
+    Args:
+        host: the module.
+        package: name of the package or module that defines the classes.
+        names: names of the classes.
+    """
+    return any(
+        cls.__name__ in names and f"{cls.__module__}.".startswith(f"{package}.") for cls in type(host).__mro__
+    )
+
+
+def _with_classifier(
+    host: nn.Module, bare: tuple[str, ...], around: tuple[str, ...], plan: Callable[[Any], Plan]
+) -> Plan | None:
+    """Plan of a model, or of the one that a classifier holds under the prefix of its class."""
+    if class_named(host, "transformers", *bare):
+        found = plan(host)
+    elif class_named(host, "transformers", *around):
+        prefix: Any = host.base_model_prefix
+        found = plan(host.get_submodule(prefix)).within(prefix)
+    else:
+        return None
+    return replace(found, fixed=(*found.fixed, *_configurations(host)))
+
+
+def _configurations(host: nn.Module) -> Iterator[str]:
+    """Paths of the configuration, which every layer holds and few read sizes from."""
+    for path, module in host.named_modules():
+        if "config" in module.__dict__:
+            yield f"{path}.config" if path else "config"
+
+
+def positions_as_they_are(geometry: Geometry, method: Any) -> Callable[..., Tensor]:
+    """`interpolate_pos_encoding` for a table that follows the clip: transformers' own takes it for square."""
+
+    def positions(*_: Any) -> Tensor:
+        return method.__self__.position_embeddings
+
+    return positions
+
+
+def _embedding_sizes(host: Any, base: Base) -> tuple[State, ...]:
+    sizes = (*cached_sizes(host, PATCHES, base), *cached_sizes(host, "embeddings", base))
+    resize = "embeddings.interpolate_pos_encoding"
+    return sizes if find(host, resize) is None else (*sizes, State(resize, positions_as_they_are))
+
+
+def _base(host: Any) -> Base:
+    image, sizes = find(host, f"{PATCHES}.image_size"), conv_sizes(host, f"{PATCHES}.projection")
+    assert sizes is not None
+    height, width = as_pair(image, what="image_size")
+    return Base(getattr(host.config, "num_frames", None), height, width, *sizes)
+
+
+@register_family("ViT of transformers")
+def vit(host: nn.Module) -> Plan | None:
+    """ViT for images, its classifier too.
+
+    Source: transformers, models/vit/modeling_vit.py.
+    """
+    if class_named(host, "transformers", "ViTForMaskedImageModeling"):
+        raise UnsupportedModelError(
+            "ViTForMaskedImageModeling cannot flex, because it takes its own frames for square ones of one "
+            "size when it puts pixels back together: make its encoder flexible, `model.vit`."
+        )
+    return _with_classifier(host, ("ViTModel",), ("ViTForImageClassification",), _image)
+
+
+@register_family("DINOv2 of transformers")
+def dinov2(host: nn.Module) -> Plan | None:
+    """DINOv2 for images, with registers or without, its classifiers and backbones too.
+
+    Register tokens have no rows in the table. DINOv2 itself resizes as rule "paper" does, DINOv2 with
+    registers with antialiasing, as rule "auto" does.
+
+    Source: transformers, models/dinov2 and models/dinov2_with_registers.
+    """
+    kinds = ("Dinov2", "Dinov2WithRegisters")
+    bare = tuple(f"{kind}{part}" for kind in kinds for part in ("Model", "Backbone"))
+    return _with_classifier(host, bare, tuple(f"{kind}ForImageClassification" for kind in kinds), _image)
+
+
+def _image(host: Any) -> Plan:
+    base = _base(host)
+    return Plan(
+        base=base,
+        patch_embeds=(f"{PATCHES}.projection",),
+        tables=(Table(POSITIONS, axes="space", class_rows=("first",)),),
+        state=_embedding_sizes(host, base),
+        layout="bchw",
+    )
+
+
+@register_family("VideoMAE of transformers")
+def videomae(host: nn.Module) -> Plan | None:
+    """VideoMAE, its classifier and its pre-training, whose decoder paints patches of one size.
+
+    Its table of sines is no parameter and numbers the tokens of the clip through; at another size each token
+    has what its neighbours at the base have, interpolated. Numbered anew, every token would be moved.
+
+    Source: transformers, models/videomae/modeling_videomae.py.
+    """
+    around = ("VideoMAEForVideoClassification", "VideoMAEForPreTraining")
+    found = _with_classifier(host, ("VideoMAEModel",), around, _videomae)
+    if found is None or not class_named(host, "transformers", "VideoMAEForPreTraining"):
+        return found
+    return replace(
+        found,
+        patch_embeds=(),
+        channels=find(host, f"videomae.{PATCHES}.num_channels"),
+        tables=(*found.tables, Table("position_embeddings", axes="joint")),
+        entries=("forward", *found.entries),
+    )
+
+
+def _videomae(host: Any) -> Plan:
+    base = _base(host)
+    return Plan(
+        base=base,
+        patch_embeds=(f"{PATCHES}.projection",),
+        tables=(Table(POSITIONS, axes="joint"),),
+        state=_embedding_sizes(host, base),
+        layout="btchw",
+    )
+
+
+@register_family("ViViT of transformers")
+def vivit(host: nn.Module) -> Plan | None:
+    """ViViT and its classifier: one table for the clip, which it cannot resize itself.
+
+    Source: transformers, models/vivit/modeling_vivit.py.
+    """
+    return _with_classifier(host, ("VivitModel",), ("VivitForVideoClassification",), _vivit)
+
+
+def _vivit(host: Any) -> Plan:
+    return replace(_videomae(host), tables=(Table(POSITIONS, axes="joint", class_rows=("first",)),))
+
+
+def timesformer_configuration(geometry: Geometry, stored: Any) -> Any:
+    """Copy of the configuration with the frames of the clip, and the columns that its layers divide out."""
+    sized = copy.copy(stored)
+    sized.num_frames, sized.image_size, sized.patch_size = (
+        geometry.frames,
+        geometry.grid[1] * geometry.patch[1],
+        geometry.patch[1],
+    )
+    return sized
+
+
+@register_family("TimeSformer of transformers")
+def timesformer(host: nn.Module) -> Plan | None:
+    """TimeSformer and its classifier.
+
+    Every layer divides the configuration's frame size by its patch for the number of columns. By itself the
+    model resizes its tables to the nearest row, and then counts on the frames that it was built for.
+
+    Source: transformers, models/timesformer/modeling_timesformer.py.
+    """
+    return _with_classifier(host, ("TimesformerModel",), ("TimesformerForVideoClassification",), _timesformer)
+
+
+def _timesformer(host: Any) -> Plan:
+    base, time = _base(host), "embeddings.time_embeddings"
+    temporal = (Table(time, axes="time"),) if find(host, time) is not None else ()
+    layers = tuple(
+        State(f"encoder.layer.{index}.config", timesformer_configuration)
+        for index in range(len(host.encoder.layer))
+    )
+    return Plan(
+        base=base,
+        patch_embeds=(f"{PATCHES}.projection",),
+        tables=(Table(POSITIONS, axes="space", class_rows=("first",)), *temporal),
+        state=(*_embedding_sizes(host, base), *layers),
+        layout="btchw",
+    )
+
+
+def token_places(geometry: Geometry, method: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """`get_position_ids` for any grid: step, row and column of each token; its own takes the grid for square."""
+    rows, columns = geometry.grid
+
+    def places(x: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        if masks is None:
+            tokens = torch.arange(x.shape[1], device=x.device)
+        else:
+            tokens = masks[:, None].expand(-1, method.__self__.num_attention_heads, -1)
+        return tokens // (rows * columns), tokens % (rows * columns) // columns, tokens % columns
+
+    return places
+
+
+@register_family("V-JEPA 2 of transformers")
+def vjepa2(host: nn.Module) -> Plan | None:
+    """V-JEPA 2, encoder and predictor, and its classifier: rotary positions, which count rows and columns.
+
+    More tokens are more positions, as its authors run it at other sizes; the angles are not stretched.
+
+    Source: transformers, models/vjepa2/modeling_vjepa2.py.
+    """
+    return _with_classifier(host, ("VJEPA2Model",), ("VJEPA2ForVideoClassification",), _vjepa2)
+
+
+def _vjepa2(host: Any) -> Plan:
+    conv, config = "encoder.embeddings.patch_embeddings.proj", host.config
+    sizes = conv_sizes(host, conv)
+    assert sizes is not None
+    base = Base(config.frames_per_clip, config.crop_size, config.crop_size, *sizes)
+    owners = ("encoder.embeddings", "encoder.embeddings.patch_embeddings", "predictor.embeddings")
+    layers = (
+        f"{part}.layer.{index}.attention"
+        for part in ("encoder", "predictor")
+        for index in range(len(host.get_submodule(f"{part}.layer")))
+    )
+    places = (("get_position_ids", token_places), ("grid_size", grid_size), ("grid_depth", step_count))
+    return Plan(
+        base=base,
+        patch_embeds=(conv,),
+        state=(
+            *(state for owner in owners for state in cached_sizes(host, owner, base)),
+            *(State(f"{layer}.{name}", value) for layer in layers for name, value in places),
+        ),
+        layout="btchw",
+    )
