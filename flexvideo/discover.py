@@ -2,23 +2,22 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from flexvideo.active import flex_within
+from flexvideo.candidates import StoredTensor, candidates, convolutions, position_tensors
 from flexvideo.check import check_plain, check_plan
 from flexvideo.errors import NothingToFlexError, PlanError
 from flexvideo.families import FAMILIES, SizeFree, cached_sizes, conv_sizes, find
 from flexvideo.geometry import Base, as_pair
-from flexvideo.layers import FLEXIBLE_LAYERS
 from flexvideo.plan import Axes, ClassRow, Plan, Table
 from flexvideo.resample import Rule
 from flexvideo.unsettled import unsettled
 
-_POSITIONS = re.compile(r"(^|_)pos|temporal|time|frame", re.IGNORECASE)
 _TIME = re.compile(r"temporal|time|frame", re.IGNORECASE)
 _BY_HAND = "name the parts: make_flexible(model, plan=Plan(base=..., patch_embeds=..., tables=...))"
 
@@ -60,7 +59,11 @@ def plan_for(
     hinted = not (size is None and frames is None and class_token is None)
     plan = None if hinted else _by_family(model)
     if plan is None:
-        plan = _by_shape(model, size=size, frames=frames, class_token=class_token)
+        try:
+            plan = _by_shape(model, size=size, frames=frames, class_token=class_token)
+        except PlanError as error:
+            error.add_note(candidates(model))
+            raise
     plan = plan if rule is None else replace(plan, rule=Rule.of(rule))
     check_plan(model, plan)
     return replace(plan, unknown=unsettled(model, plan))
@@ -107,7 +110,7 @@ def _by_shape(
     conv, rejected = _patch_embed(model)
     patch, tubelet = conv_sizes(model, conv) or ((1, 1), 1)
     owners = ["", *_ancestors(conv)]
-    tensors = [tensor for tensor in _position_tensors(model) if max(tensor.shape[:-1], default=1) > 1]
+    tensors = [tensor for tensor in position_tensors(model) if max(tensor.shape[:-1], default=1) > 1]
     if frames is None:
         frames = _frames(model, owners, tensors, tubelet)
     base = Base(frames, *_frame_size(model, owners, size), patch, tubelet)
@@ -126,14 +129,7 @@ def _by_shape(
 
 def _patch_embed(model: nn.Module) -> tuple[str, tuple[str, ...]]:
     """Path of the one convolution that can be a patch embedding, and why the others are not."""
-    found, rejected = [], []
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            problem = _not_a_patch_embed(module)
-            if problem is None:
-                found.append(path)
-            else:
-                rejected.append(f"{path}: {type(module).__name__} {problem}")
+    found, rejected = convolutions(model)
     if not found:
         seen = "; ".join(rejected[:8]) or "none"
         raise PlanError(
@@ -149,39 +145,9 @@ def _patch_embed(model: nn.Module) -> tuple[str, tuple[str, ...]]:
     return found[0], tuple(rejected)
 
 
-def _not_a_patch_embed(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> str | None:
-    if type(module) not in FLEXIBLE_LAYERS:
-        return "is not a plain Conv2d or Conv3d"
-    if module.in_channels != 3:
-        return f"over {module.in_channels} channels"
-    if module.kernel_size[-2:] != module.stride[-2:] or max(module.stride[-2:]) == 1:
-        return f"has kernel {module.kernel_size} and stride {module.stride}"
-    return None
-
-
 def _ancestors(path: str) -> list[str]:
     parts = path.split(".")
     return [".".join(parts[:depth]) for depth in range(1, len(parts))]
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor that may hold positions."""
-
-    name: str
-    label: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"`{self.name}` {self.shape}"
-
-
-def _position_tensors(model: nn.Module) -> Iterator[_Tensor]:
-    for path, module in model.named_modules():
-        for name, value in (module._parameters | module._buffers | module.__dict__).items():
-            label = path.rpartition(".")[2] if isinstance(module, nn.ParameterList) else name
-            if isinstance(value, Tensor) and _POSITIONS.search(label):
-                yield _Tensor(f"{path}.{name}" if path else name, label, tuple(value.shape))
 
 
 def _frame_size(
@@ -200,7 +166,7 @@ def _frame_size(
     )
 
 
-def _frames(model: nn.Module, owners: Iterable[str], tensors: list[_Tensor], tubelet: int) -> int | None:
+def _frames(model: nn.Module, owners: Iterable[str], tensors: list[StoredTensor], tubelet: int) -> int | None:
     for owner in owners:
         stored = find(model, f"{owner}.num_frames" if owner else "num_frames")
         if isinstance(stored, int):
@@ -211,7 +177,7 @@ def _frames(model: nn.Module, owners: Iterable[str], tensors: list[_Tensor], tub
     return None
 
 
-def _table(tensor: _Tensor, base: Base, class_token: ClassRow | None) -> Table:
+def _table(tensor: StoredTensor, base: Base, class_token: ClassRow | None) -> Table:
     """Return the one reading of a tensor that fits the base."""
     axes: list[Axes] = ["space"] if base.steps is None else ["time", "space", "joint"]
     if _TIME.search(tensor.label) and base.steps is not None:
@@ -245,6 +211,6 @@ def _table(tensor: _Tensor, base: Base, class_token: ClassRow | None) -> Table:
     return found[0]
 
 
-def _fits(table: Table, tensor: _Tensor, base: Base) -> bool:
+def _fits(table: Table, tensor: StoredTensor, base: Base) -> bool:
     others = [size for dim, size in enumerate(tensor.shape[:-1]) if dim != table.dim]
     return tensor.shape[table.dim] == table.rows(math.prod(table.size(base))) and set(others) <= {1}

@@ -65,6 +65,7 @@ class Case:
         call: runs a clip, and returns one tensor; takes `patch` too.
         probes: see `Probe`.
         plan: what to make flexible, for a model of no family.
+        square_patch: whether the model has one number for both sides of a patch.
     """
 
     name: str
@@ -80,6 +81,13 @@ class Case:
     call: Callable[..., Tensor] = _call
     probes: tuple[Probe, ...] = ()
     plan: Any = None
+    square_patch: bool = False
+
+    def sizes_under(self, policy: str) -> tuple[Size, ...]:
+        """Three clips that the model can run under a policy; static tokens makes patches as long as clips."""
+        if policy == "static-tokens" and self.square_patch:
+            return tuple((frames, height, height) for frames, height, _ in self.sizes)
+        return self.sizes
 
     def clip(self, size: Size, batch: int = 2) -> Tensor:
         """A clip of a size in the layout of the model; an image model's has no frames."""

@@ -333,6 +333,7 @@ CASES = [
         "patch kernel, table",
         layout="bchw",
         notes="square patches only",
+        square_patch=True,
         probes=(Probe(fill(pos_embed=space_table(*GRID, DIM)), "layers.0", "rc", in_order),),
     ),
     Case(
@@ -345,6 +346,7 @@ CASES = [
         "patch kernel, table",
         layout="bchw",
         notes="square patches only; RoPE follows",
+        square_patch=True,
     ),
     Case(
         "PlainMamba",
@@ -355,7 +357,7 @@ CASES = [
         12,
         "projection after the stem, table",
         layout="bchw",
-        notes="square, even patches only",
+        notes="even patches only",
         probes=(Probe(fill(pos_embed=space_table(*GRID, DIM)), "layers.0", "rc", in_order),),
     ),
     Case(
