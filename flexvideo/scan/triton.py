@@ -1,0 +1,56 @@
+"""The scan on NVIDIA GPUs by Triton kernels: no build step, both directions in one launch.
+
+`triton_scan.py` and `triton_backward.py` hold the scan, `triton_conv.py` the convolution, `triton_tile.py`
+what they share. Float64 is left to the reference.
+"""
+
+import shutil
+
+import torch
+import triton
+from torch import Tensor
+
+from flexvideo.scan.ops import Kernels, operators
+from flexvideo.scan.triton_backward import scan_backward
+from flexvideo.scan.triton_conv import conv_backward, conv_forward
+from flexvideo.scan.triton_scan import launch_for, multiprocessors, scan_forward
+
+
+def scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Output and the states kept for the backward pass."""
+    out, states = scan_forward(u, delta, A, B, C, D, z, delta_bias, save=True)
+    return out, [states]
+
+
+def backward(grad: Tensor, *inputs_and_saved: Tensor | list[Tensor]) -> tuple[Tensor, ...]:
+    """The 8 gradients."""
+    *inputs, (states,) = inputs_and_saved
+    u, A = inputs[0], inputs[2]
+    launch = launch_for(*u.shape, A.shape[-1], multiprocessors(u.device))
+    return scan_backward(grad, *inputs, states, launch=launch)[:8]
+
+
+def saved(u: Tensor, A: Tensor) -> list[Tensor]:
+    """Empty tensors like those that `scan` keeps."""
+    k, b, l, d = u.shape
+    launch = launch_for(k, b, l, d, A.shape[-1], multiprocessors(u.device))
+    return [A.new_empty(k, b, launch.blocks, launch.lanes * launch.held, d)]
+
+
+def unavailable() -> str | None:
+    """Why the kernels cannot run here."""
+    if triton.knobs.runtime.interpret:
+        return None
+    if not torch.cuda.is_available():
+        return "it needs a CUDA device."
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or newer."
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        return "Triton needs a C compiler (gcc or clang) to start a kernel, and none is on the PATH."
+    return None
+
+
+KERNELS = Kernels(scan, backward, saved, conv_forward, conv_backward)
+selective_scan, causal_conv = operators("triton")

@@ -1,0 +1,421 @@
+"""The gradients of the selective scan, both directions in one launch, bitwise the same on every run.
+
+Why this shape. With g_t the gradient of the state h_t, a_t = exp(dt_t A) and gy the gradient before the gate,
+g_t = gy_t C_t + a_{t+1} g_{t+1}: a walk back through states that the forward pass did not keep. It kept one
+every BLOCK steps. Per block the states at the beginnings of tiles are found again and put aside (memory that
+only this program touches, so it stays in the cache), then tiles are taken from last to first with their
+states in registers. Gradients of B and C are sums over channels: each program writes its own sum, and a
+second kernel adds the programs' sums in a fixed order; no atomics. The gate needs the output of the scan,
+which is found again on the way; as forward, whichever direction comes second to a time adds the other's part.
+
+A short batch is split into spans as in the forward pass: one pass finds what each span hands back of a zero
+gradient, and the same chain over the spans gives the gradient with which each begins.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from flexvideo.scan.triton_scan import BLOCK, Launch, chain, pack
+from flexvideo.scan.triton_tile import (
+    LOG2E,
+    floats,
+    from_lane,
+    load_rows,
+    load_tile,
+    over_lanes,
+    sigmoid,
+    softplus,
+    stacked,
+    store_tile,
+)
+
+STEPS = 4  # of a tile
+CHANNELS = 32  # of a program
+HELD = 4  # states a lane
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit(do_not_specialize=["L", "rows", "span", "blocks"])
+def backward_kernel(
+    grad_ptr,
+    u_ptr,
+    delta_ptr,
+    a_ptr,
+    bc_ptr,
+    skip_ptr,
+    z_ptr,
+    bias_ptr,
+    state_ptr,
+    carry_ptr,
+    decay_ptr,
+    scratch_ptr,
+    du_ptr,
+    ddelta_ptr,
+    dz_ptr,
+    out_ptr,
+    da_ptr,
+    dbc_ptr,
+    dskip_ptr,
+    dbias_ptr,
+    L,
+    D,
+    rows,
+    span,
+    blocks,
+    z_b,
+    z_l,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    NL: tl.constexpr,
+    NR: tl.constexpr,
+    BD: tl.constexpr,
+    TT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ENDS: tl.constexpr,
+    CARRY: tl.constexpr,
+    OUT: tl.constexpr,
+):
+    """One span of the backward pass: with ENDS only what it hands back of a zero gradient.
+
+    carry, decay: as forward. scratch: BLOCK / TT states a channel for every program. da (b * spans, k, d, NP),
+    dskip and dbias (b * spans, k, d), dbc (channel blocks, k, b, rows, 2, NP): sums of this program.
+    """
+    NP: tl.constexpr = NL * NR
+    PER: tl.constexpr = BLOCK // TT  # tiles a block
+    c, spans = tl.program_id(1), tl.num_programs(1)
+    b, samples = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    d = tl.program_id(0) * BD + tl.arange(0, BD)[:, None, None]
+    lane = tl.arange(0, NL)[None, :, None]
+    k = tl.arange(0, K)[None, None, :]
+    sign = 1 - 2 * k
+    on = d < D
+    end = tl.where(on, L, 0)
+    index = tl.where(k == 0, c, spans - 1 - c)
+    s = index * span
+    t_first = tl.where(k == 0, s, rows - 1 - s) + sign * lane
+    kb = k.to(tl.int64) * samples + b
+    u_at = u_ptr + (kb * L + t_first) * D + d
+    delta_at = delta_ptr + (kb * L + t_first) * D + d
+    du_at = du_ptr + (kb * L + t_first) * D + d
+    ddelta_at = ddelta_ptr + (kb * L + t_first) * D + d
+    grad_at = grad_ptr + (b * L + t_first) * D + d
+    dz_at = dz_ptr + (b * L + t_first) * D + d
+    out_at = out_ptr + (b * L + t_first) * D + d
+    z_at = z_ptr + b * z_b + t_first.to(tl.int64) * z_l + d
+    bc_at = bc_ptr + (kb * rows + s) * NP + lane * (NR // 2)
+    carry_at = carry_ptr + ((kb * spans + index) * NP + lane * NR) * D + d
+    state_at = state_ptr + ((kb * blocks + s // BLOCK) * NP + lane * NR) * D + d
+    program = (b * spans + c) * tl.num_programs(0) + tl.program_id(0)
+    scratch_at = scratch_ptr + ((program * PER * K + k) * NP + lane * NR) * BD + (d - tl.program_id(0) * BD)
+    sums = ((tl.program_id(0).to(tl.int64) * K + k) * samples + b) * rows + s
+    dbc_at = dbc_ptr + tl.reshape(sums, (1, K, 1)) * (2 * NP)
+    skip = tl.load(skip_ptr + k * D + d, mask=on, other=0.0)
+    bias = tl.load(bias_ptr + k * D + d, mask=on, other=0.0)
+    a, ag, da = (), (), ()
+    for i in tl.static_range(NR):
+        held = on & (lane * NR + i < N)
+        a = a + (tl.load(a_ptr + (k * D + d) * N + lane * NR + i, mask=held, other=0.0) * LOG2E,)
+        da = da + (tl.zeros([BD, NL, K], tl.float32),)
+        if CARRY:
+            ag = ag + (tl.load(carry_at + i * D, mask=on, other=0.0),)
+        else:
+            ag = ag + (tl.zeros([BD, NL, K], tl.float32),)
+    dskip = tl.zeros([BD, NL, K], tl.float32)
+    dbias = tl.zeros([BD, NL, K], tl.float32)
+    total = tl.zeros([BD, NL, K], tl.float32)
+    tiles = span // TT
+    meet = tiles // 2
+    groups = tl.cdiv(tiles, PER)
+    for group in range(0, groups):
+        first = (groups - 1 - group) * PER  # tile
+        count = min(PER, tiles - first)
+        if not ENDS:
+            h = ()
+            for i in tl.static_range(NR):
+                h = h + (tl.load(state_at + (first // PER * NP + i).to(tl.int64) * D, mask=on, other=0.0),)
+            for j in range(0, count):
+                for i in tl.static_range(NR):
+                    tl.store(scratch_at + (j * K * NP + i) * BD, h[i])
+                if j + 1 < count:
+                    ahead = sign * ((first + j) * TT)
+                    t = t_first + ahead
+                    u_now = load_tile(u_at + ahead.to(tl.int64) * D, t, sign, D, end, TT, NL)
+                    delta_now = load_tile(delta_at + ahead.to(tl.int64) * D, t, sign, D, end, TT, NL)
+                    words = load_rows(bc_at + (first + j) * TT * NP, TT, NP, NR)
+                    for q in tl.static_range(TT // NL):
+                        inside = ((t + sign * (q * NL)) >= 0) & ((t + sign * (q * NL)) < end)
+                        dt = tl.where(inside, softplus(delta_now[q].to(tl.float32) + bias), 0.0)
+                        dtu = dt * u_now[q].to(tl.float32)
+                        for p in tl.static_range(NL):
+                            bs = floats(words, (q * NL + p) * NR, NR)
+                            dt_p = from_lane(dt, lane, p, NL)
+                            dtu_p = from_lane(dtu, lane, p, NL)
+                            new = ()
+                            for i in tl.static_range(NR):
+                                new = new + (tl.exp2(dt_p * a[i]) * h[i] + dtu_p * bs[i],)
+                            h = new
+        for back in range(0, count):
+            tile = first + count - 1 - back
+            ahead = sign * (tile * TT)
+            t = t_first + ahead
+            far = ahead.to(tl.int64) * D
+            delta_now = load_tile(delta_at + far, t, sign, D, end, TT, NL)
+            grad_now = load_tile(grad_at + far, t, sign, D, end, TT, NL)
+            gate = load_tile(z_at + ahead.to(tl.int64) * z_l, t, sign, z_l, end, TT, NL)
+            words = load_rows(bc_at + tile * TT * NP, TT, NP, NR)
+            dts, gys = (), ()
+            for q in tl.static_range(TT // NL):
+                inside = ((t + sign * (q * NL)) >= 0) & ((t + sign * (q * NL)) < end)
+                dts = dts + (tl.where(inside, softplus(delta_now[q].to(tl.float32) + bias), 0.0),)
+                g = gate[q].to(tl.float32)
+                gys = gys + (grad_now[q].to(tl.float32) * g * sigmoid(g),)
+            if ENDS:
+                for q in tl.static_range(TT // NL):
+                    total += dts[q]
+                for step in tl.static_range(TT):
+                    p: tl.constexpr = TT - 1 - step
+                    cs = floats(words, p * NR + NR // 2, NR)
+                    dt_p = from_lane(dts[p // NL], lane, p % NL, NL)
+                    gy_p = from_lane(gys[p // NL], lane, p % NL, NL)
+                    new = ()
+                    for i in tl.static_range(NR):
+                        new = new + (tl.exp2(dt_p * a[i]) * (ag[i] + gy_p * cs[i]),)
+                    ag = new
+            else:
+                u_now = load_tile(u_at + far, t, sign, D, end, TT, NL)
+                hs, decays, dt_all, dtu_all = (), (), (), ()
+                for i in tl.static_range(NR):
+                    hs = hs + (tl.load(scratch_at + ((tile - first) * K * NP + i) * BD),)
+                for p in tl.static_range(TT):
+                    bs = floats(words, p * NR, NR)
+                    dt_p = from_lane(dts[p // NL], lane, p % NL, NL)
+                    dtu_p = from_lane(dts[p // NL] * u_now[p // NL].to(tl.float32), lane, p % NL, NL)
+                    dt_all = dt_all + (dt_p,)
+                    dtu_all = dtu_all + (dtu_p,)
+                    for i in tl.static_range(NR):
+                        decay = tl.exp2(dt_p * a[i])
+                        decays = decays + (decay,)
+                        hs = hs + (decay * hs[p * NR + i] + dtu_p * bs[i],)
+                ys, dxs, dts_part, grads = (), (), (), ()
+                for q in tl.static_range(TT // NL):
+                    ys = ys + (skip * u_now[q].to(tl.float32),)
+                    dxs = dxs + (tl.zeros([BD, NL, K], tl.float32),)
+                    dts_part = dts_part + (tl.zeros([BD, NL, K], tl.float32),)
+                for step in tl.static_range(TT):
+                    p: tl.constexpr = TT - 1 - step
+                    bs = floats(words, p * NR, NR)
+                    cs = floats(words, p * NR + NR // 2, NR)
+                    gy_p = from_lane(gys[p // NL], lane, p % NL, NL)
+                    y = tl.zeros([BD, NL, K], tl.float32)
+                    through_b = tl.zeros([BD, NL, K], tl.float32)
+                    through_a = tl.zeros([BD, NL, K], tl.float32)
+                    dbs, dcs, new, new_da = (), (), (), ()
+                    for i in tl.static_range(NR):
+                        h_now = hs[(p + 1) * NR + i]
+                        g = ag[i] + gy_p * cs[i]
+                        back_g = decays[p * NR + i] * g
+                        left = back_g * hs[p * NR + i]
+                        y += cs[i] * h_now
+                        through_b += g * bs[i]
+                        through_a += a[i] * left
+                        dbs = dbs + (g * dtu_all[p],)
+                        dcs = dcs + (gy_p * h_now,)
+                        new = new + (back_g,)
+                        new_da = new_da + (da[i] + dt_all[p] * left,)
+                    ag, da = new, new_da
+                    grads = dbs + dcs + grads
+                    mine = lane == p % NL
+                    ys = put(ys, mine, over_lanes(y, NL), p // NL, TT // NL)
+                    dxs = put(dxs, mine, over_lanes(through_b, NL), p // NL, TT // NL)
+                    dts_part = put(dts_part, mine, over_lanes(through_a, NL), p // NL, TT // NL)
+                dus, ddeltas = (), ()
+                for q in tl.static_range(TT // NL):
+                    u = u_now[q].to(tl.float32)
+                    inside = ((t + sign * (q * NL)) >= 0) & ((t + sign * (q * NL)) < end)
+                    slope = tl.where(inside, sigmoid(delta_now[q].to(tl.float32) + bias), 0.0)
+                    ddelta = (dts_part[q] * LN2 + dxs[q] * u) * slope
+                    dus = dus + (dxs[q] * dts[q] + skip * gys[q],)
+                    ddeltas = ddeltas + (ddelta,)
+                    dskip += gys[q] * u
+                    dbias += ddelta
+                store_tile(du_at + far, dus, t, sign, D, end, TT, NL)
+                store_tile(ddelta_at + far, ddeltas, t, sign, D, end, TT, NL)
+                if K == 2 and tile == meet - 1:
+                    tl.debug_barrier()
+                if K == 2 and tile >= meet:
+                    store_tile(dz_at + far, ys, t, sign, D, end, TT, NL)
+                else:
+                    whole = ys
+                    if K == 2:
+                        partner = load_tile(dz_at + far, t, sign, D, end, TT, NL)
+                        whole = sums_of(ys, partner, TT // NL)
+                    store_tile(
+                        dz_at + far, gate_gradients(whole, gate, grad_now, TT // NL), t, sign, D, end, TT, NL
+                    )
+                    if OUT:
+                        store_tile(out_at + far, gated(whole, gate, TT // NL), t, sign, D, end, TT, NL)
+                COUNT: tl.constexpr = 2 * NR * TT
+                over_channels = tl.sum(stacked(grads, COUNT, [BD, NL, K]), 0)  # [NL, K, COUNT]
+                column = tl.arange(0, COUNT)[None, None, :]
+                row = tile * TT + column // (2 * NR)
+                place = (column // NR % 2) * NP + tl.arange(0, NL)[:, None, None] * NR + column % NR
+                tl.store(dbc_at + row * (2 * NP) + place, over_channels)
+    if ENDS:
+        for i in tl.static_range(NR):
+            tl.store(carry_at + i * D, ag[i], mask=on)
+        total = over_lanes(total, NL)
+        tl.store(decay_ptr + (kb * spans + index) * D + d + lane * 0, total, mask=on & (lane == 0))
+    else:
+        part = ((b * spans + c) * K + k) * D + d
+        for i in tl.static_range(NR):
+            tl.store(da_ptr + part * NP + lane * NR + i, da[i], mask=on)
+        tl.store(dskip_ptr + part + lane * 0, over_lanes(dskip, NL), mask=on & (lane == 0))
+        tl.store(dbias_ptr + part + lane * 0, over_lanes(dbias, NL), mask=on & (lane == 0))
+
+
+@triton.jit
+def put(values, mine, value, Q: tl.constexpr, COUNT: tl.constexpr):
+    """The tuple with `value` added to its Q-th tensor where `mine`."""
+    out = ()
+    for q in tl.static_range(COUNT):
+        out = out + (tl.where(mine, values[q] + value, values[q]) if q == Q else values[q],)
+    return out
+
+
+@triton.jit
+def sums_of(values, others, COUNT: tl.constexpr):
+    """Sums of two tuples."""
+    out = ()
+    for q in tl.static_range(COUNT):
+        out = out + (values[q] + others[q].to(tl.float32),)
+    return out
+
+
+@triton.jit
+def gated(values, gate, COUNT: tl.constexpr):
+    """values * silu(gate)."""
+    out = ()
+    for q in tl.static_range(COUNT):
+        g = gate[q].to(tl.float32)
+        out = out + (values[q] * g * sigmoid(g),)
+    return out
+
+
+@triton.jit
+def gate_gradients(values, gate, grad, COUNT: tl.constexpr):
+    """grad * values * silu'(gate)."""
+    out = ()
+    for q in tl.static_range(COUNT):
+        g = gate[q].to(tl.float32)
+        open = sigmoid(g)
+        out = out + (grad[q].to(tl.float32) * values[q] * open * (1.0 + g * (1.0 - open)),)
+    return out
+
+
+@triton.jit(do_not_specialize=["L", "rows", "parts"])
+def unpack_kernel(
+    dbc_ptr, db_ptr, dc_ptr, L, rows, parts, N: tl.constexpr, NP: tl.constexpr, ROWS: tl.constexpr
+):
+    """Add the programs' sums in order and put them back in the order of the sequence."""
+    b, k = tl.program_id(1), tl.program_id(2)
+    kb = k.to(tl.int64) * tl.num_programs(1) + b
+    t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, 2 * NP)[None, :]
+    s = tl.where(k == 0, t, rows - 1 - t)
+    stride = tl.num_programs(2).to(tl.int64) * tl.num_programs(1) * rows * (2 * NP)
+    at = dbc_ptr + (kb * rows + s) * (2 * NP) + column
+    total = tl.zeros([ROWS, 2 * NP], tl.float32)
+    for _ in range(0, parts):
+        total += tl.load(at, mask=t < L, other=0.0)
+        at += stride
+    n = column % NP
+    place = (kb * L + t) * N + n
+    inside = (t < L) & (n < N)
+    tl.store(db_ptr + place, total.to(db_ptr.dtype.element_ty), mask=inside & (column < NP))
+    tl.store(dc_ptr + place, total.to(dc_ptr.dtype.element_ty), mask=inside & (column >= NP))
+
+
+def scan_backward(
+    grad: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    states: Tensor,
+    *,
+    launch: Launch,
+    remake: bool = False,
+) -> tuple[Tensor, ...]:
+    """The 8 gradients and, with `remake`, the output of the forward pass again (else an empty tensor)."""
+    (k, b, l, d), n = u.shape, A.shape[-1]
+    padded, spans = launch.lanes * launch.held, launch.spans
+    lanes, channels, steps = padded // HELD, CHANNELS, STEPS
+    u, delta, grad, A = (x.contiguous() for x in (u, delta, grad, A))
+    z = z if z.stride(-1) == 1 else z.contiguous()
+    parts = triton.cdiv(d, channels)
+    wide = {"device": u.device, "dtype": torch.float32}
+    bc = pack(B, C, launch)
+    carry = torch.empty(k, b, spans, padded, d, **wide)
+    decay = torch.empty(k, b, spans, d, **wide)
+    scratch = torch.empty(b * spans * parts, BLOCK // steps, k, padded, channels, **wide)
+    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
+    dz, out = torch.empty_like(grad), torch.empty_like(grad if remake else grad[:0])
+    da = torch.empty(b * spans, k, d, padded, **wide)
+    dskip, dbias = torch.empty(b * spans, k, d, **wide), torch.empty(b * spans, k, d, **wide)
+    dbc = torch.empty(parts, k, b, launch.rows, 2, padded, **wide)
+
+    def run(*, ends: bool) -> None:
+        backward_kernel[parts, spans, b](
+            grad,
+            u,
+            delta,
+            A,
+            bc,
+            D.contiguous(),
+            z,
+            delta_bias.contiguous(),
+            states,
+            carry,
+            decay,
+            scratch,
+            du,
+            ddelta,
+            dz,
+            out,
+            da,
+            dbc,
+            dskip,
+            dbias,
+            l,
+            d,
+            launch.rows,
+            launch.span,
+            launch.blocks,
+            z.stride(0),
+            z.stride(1),
+            K=k,
+            N=n,
+            NL=lanes,
+            NR=HELD,
+            BD=channels,
+            TT=steps,
+            BLOCK=BLOCK,
+            ENDS=ends,
+            CARRY=spans > 1 and not ends,
+            OUT=remake,
+            num_warps=max(1, k * lanes * channels // 64),
+        )
+
+    if spans > 1:
+        run(ends=True)
+        chain(carry, decay, A, last=True)
+    run(ends=False)
+    dB, dC = B.new_empty(k, b, l, n), C.new_empty(k, b, l, n)
+    unpack_kernel[triton.cdiv(l, 16), b, k](dbc, dB, dC, l, launch.rows, parts, N=n, NP=padded, ROWS=16)
+    return du, ddelta, da.sum(0)[..., :n], dB, dC, dskip.sum(0), dz, dbias.sum(0), out
