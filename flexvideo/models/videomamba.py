@@ -263,10 +263,8 @@ class VideoMamba(nn.Module, HubMixin):
         The class token gets its row of the spatial table and no temporal embedding.
         """
         patches = self.patch_embed(x)
-        space, time = (
-            self.pos_embed,
-            self.temporal_pos_embedding,
-        )  # read once: a flexible model resamples them
+        # each read resamples a table of a flexible model
+        space, time = self.pos_embed, self.temporal_pos_embedding
         self._check_tables(x, patches, rows=(time.shape[1], space.shape[1] - 1))
         tokens = patches.flatten(3).permute(0, 2, 3, 1)  # (B, T', h * w, D)
         tokens = tokens + space[:, 1:] + time[:, :, None]
