@@ -4,6 +4,10 @@ Slow next to a kernel, yet several times faster than the reference, and it keeps
 pass recomputes each chunk from the state at its start.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -172,5 +176,16 @@ def unavailable() -> str | None:
     return None
 
 
-KERNELS = Kernels(scan, scan_backward, saved, conv, conv_backward)
+def _full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Without autocast, which would lower the precision of the products in here."""
+
+    @functools.wraps(function)
+    def wrapped(first: Tensor, *rest: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *rest)
+
+    return wrapped
+
+
+KERNELS = Kernels(_full_precision(scan), _full_precision(scan_backward), saved, conv, conv_backward)
 selective_scan, causal_conv = operators("chunked")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.scan import scan_op
 
 from flexvideo.scan.reference import accumulation_dtype
 from flexvideo.scan.reference import causal_conv as causal_conv
@@ -28,14 +28,14 @@ def selective_scan(
     u_, delta, A, B, C, D, gate, bias = (x.to(dtype) for x in (u, delta, A, B, C, D, z, delta_bias))
     dt = F.softplus(delta + bias[:, None, None])
 
-    def step(h: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+    def step(h: Tensor, now: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
         dt_t, x_t, B_t, C_t = now.split((d, d, n, n), dim=-1)
         h = torch.exp(dt_t[..., None] * A[:, None]) * h + x_t[..., None] * B_t[..., None, :]
         return h, (h * C_t[..., None, :]).sum(-1)
 
     # one sequence and one state: the exporter of torch 2.13 miscounts when their numbers differ
     steps = torch.cat((dt, dt * u_, B, C), dim=-1)
-    _, ys = scan(step, u_.new_zeros(k, b, d, n), _turned(steps).movedim(2, 0))
+    _, ys = scan_op(step, (u_.new_zeros(k, b, d, n),), (_turned(steps).movedim(2, 0),), (A,))
     y = _turned(ys.movedim(0, 2)) + u_ * D[:, None, None]
     return (y.sum(0) * F.silu(gate)).to(u.dtype)
 

@@ -17,12 +17,12 @@ from flexvideo.scan.registry import load
 
 SCAN = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, Tensor delta_bias"
 CONV = "Tensor x, Tensor weight, Tensor bias"
-GRADS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+GRADS = ", ".join(["Tensor"] * 8)
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a backend computes, on plain tensors without autograd and with autocast off.
+    """What a backend computes, on plain tensors and without autograd.
 
     Args:
         scan: (the 8 arguments of `selective_scan`) -> (out, tensors saved for the backward pass).
@@ -72,9 +72,17 @@ def _empty(*inputs: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in inputs)
 
 
-@torch.library.custom_op(
-    "flexvideo::selective_scan", mutates_args=(), schema=f"({SCAN}, str backend) -> (Tensor, Tensor[])"
-)
+# not `custom_op`, which wraps every call in 30 microseconds of checks
+for _name, _schema in {
+    "selective_scan": f"({SCAN}, str backend) -> (Tensor, Tensor[])",
+    "selective_scan_backward": f"(Tensor grad, {SCAN}, Tensor[] saved, str backend) -> ({GRADS})",
+    "causal_conv": f"({CONV}, str backend) -> Tensor",
+    "causal_conv_backward": f"(Tensor grad, {CONV}, str backend) -> (Tensor, Tensor, Tensor)",
+}.items():
+    torch.library.define(f"flexvideo::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+@torch.library.impl("flexvideo::selective_scan", "default")
 def _scan(
     u: Tensor,
     delta: Tensor,
@@ -86,16 +94,11 @@ def _scan(
     delta_bias: Tensor,
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
-    with torch.autocast(u.device.type, enabled=False):
-        out, saved = _kernels(backend).scan(u, delta, A, B, C, D, z, delta_bias)
+    out, saved = _kernels(backend).scan(u, delta, A, B, C, D, z, delta_bias)
     return out.contiguous(), saved
 
 
-@torch.library.custom_op(
-    "flexvideo::selective_scan_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {SCAN}, Tensor[] saved, str backend) -> {GRADS}",
-)
+@torch.library.impl("flexvideo::selective_scan_backward", "default")
 def _scan_backward(
     grad: Tensor,
     u: Tensor,
@@ -110,43 +113,36 @@ def _scan_backward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    with torch.autocast(u.device.type, enabled=False):
-        return _like(_kernels(backend).scan_backward(grad, *inputs, saved), inputs)
+    return _like(_kernels(backend).scan_backward(grad, *inputs, saved), inputs)
 
 
-@torch.library.custom_op("flexvideo::causal_conv", mutates_args=(), schema=f"({CONV}, str backend) -> Tensor")
+@torch.library.impl("flexvideo::causal_conv", "default")
 def _conv(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return _kernels(backend).conv(x, weight, bias).contiguous()
+    return _kernels(backend).conv(x, weight, bias).contiguous()
 
 
-@torch.library.custom_op(
-    "flexvideo::causal_conv_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {CONV}, str backend) -> (Tensor, Tensor, Tensor)",
-)
+@torch.library.impl("flexvideo::causal_conv_backward", "default")
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> tuple[Tensor, ...]:
     inputs = (x, weight, bias)
-    with torch.autocast(x.device.type, enabled=False):
-        return _like(_kernels(backend).conv_backward(grad, *inputs), inputs)
+    return _like(_kernels(backend).conv_backward(grad, *inputs), inputs)
 
 
-@_scan.register_fake
+@torch.library.register_fake("flexvideo::selective_scan")
 def _fake_scan(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor]]:
     return u.new_empty(u.shape[1:]), _kernels(rest[-1]).saved(u, A)
 
 
-@_scan_backward.register_fake
+@torch.library.register_fake("flexvideo::selective_scan_backward")
 def _fake_scan_backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return _empty(*rest[:8])
 
 
-@_conv.register_fake
+@torch.library.register_fake("flexvideo::causal_conv")
 def _fake_conv(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
     return x.new_empty(weight.shape[0], *x.shape)
 
 
-@_conv_backward.register_fake
+@torch.library.register_fake("flexvideo::causal_conv_backward")
 def _fake_conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, backend: str
 ) -> tuple[Tensor, ...]:
@@ -173,8 +169,8 @@ def _conv_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *torch.ops.flexvideo.causal_conv_backward(grad, *ctx.saved_tensors, ctx.backend), None
 
 
-_scan.register_autograd(_scan_gradients, setup_context=_keep_scan)
-_conv.register_autograd(_conv_gradients, setup_context=_keep_conv)
+torch.library.register_autograd("flexvideo::selective_scan", _scan_gradients, setup_context=_keep_scan)
+torch.library.register_autograd("flexvideo::causal_conv", _conv_gradients, setup_context=_keep_conv)
 
 Shape = Sequence[int]
 
