@@ -33,6 +33,7 @@ def bake(model: Model, *, frames: int, size: int | tuple[int, int], patch: Patch
         GeometryError: sizes that the policy cannot run.
 
     Example:
+        >>> from flexvideo import VideoMamba, bake, make_flexible
         >>> model = make_flexible(VideoMamba(img_size=32, depth=1, embed_dim=16, num_frames=4))
         >>> small = bake(model, frames=2, size=16)
         >>> type(small), small(torch.rand(1, 3, 2, 16, 16)).shape

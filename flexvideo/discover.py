@@ -48,6 +48,7 @@ def plan_for(
         UnsupportedModelError: a model that is compiled, wrapped or parametrized.
 
     Example:
+        >>> from flexvideo import VideoMamba, plan_for
         >>> model = VideoMamba(img_size=32, depth=1, embed_dim=16, num_frames=4)
         >>> plan_for(model).parameters
         ('patch_embed.proj.weight', 'pos_embed', 'temporal_pos_embedding')

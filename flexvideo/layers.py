@@ -26,6 +26,7 @@ def weight_at(layer: PatchLayer, geometry: Geometry, plan: Plan) -> Float[Tensor
         plan: holds the rule, and for a Linear layer how a patch is flattened.
 
     Example:
+        >>> from flexvideo import Base, Plan
         >>> plan = Plan(base=Base(None, 32, 32, (16, 16)), patch_embeds=("0",), linear_order="hwc")
         >>> weight_at(nn.Linear(3 * 16 * 16, 8), Geometry(1, 32, 32, (8, 8)), plan).shape
         torch.Size([8, 192])

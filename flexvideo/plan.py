@@ -150,9 +150,9 @@ class Plan:
         ... )
         >>> print(plan)
         named by hand: 8 frames of 224 x 224 px, patch 16 x 16, grid 14 x 14, 8 steps; clips are bcthw
-        part          from                         resampled by
-        stem.weight   16 x 16                      auto (patch kernel)
-        positions     14 x 14 + class token first  bicubic-aa
+        part         from                         resampled by
+        stem.weight  16 x 16                      auto (patch kernel)
+        positions    14 x 14 + class token first  bicubic-aa
     """
 
     base: Base

@@ -63,6 +63,8 @@ def make_flexible(
         ConfigError: an unknown policy or rule.
 
     Example:
+        >>> import torch
+        >>> from flexvideo import VideoMamba, make_flexible
         >>> model = make_flexible(VideoMamba(img_size=32, depth=1, embed_dim=16, num_frames=4))
         >>> model(torch.rand(1, 3, 6, 48, 40)).shape
         torch.Size([1, 1000])
@@ -104,6 +106,7 @@ def restore(model: Model) -> Model:
             wrapped, compiled or parametrized afterwards.
 
     Example:
+        >>> from flexvideo import VideoMamba, make_flexible, restore
         >>> model = make_flexible(VideoMamba(img_size=32, depth=1, embed_dim=16, num_frames=4))
         >>> type(restore(model)) is VideoMamba
         True
@@ -135,6 +138,7 @@ def flex_config(model: nn.Module) -> dict[str, Any]:
         UnsupportedModelError: a model that is not flexible.
 
     Example:
+        >>> from flexvideo import VideoMamba, flex_config, make_flexible
         >>> model = make_flexible(VideoMamba(img_size=32, depth=1, embed_dim=16, num_frames=4), rule="pi")
         >>> flex_config(model)["rule"]
         {'kernel': 'pi', 'antialias': True}
@@ -155,6 +159,7 @@ def prewarm(model: nn.Module, specs: Iterable[ClipSpec] | None = None) -> None:
         GeometryError: a spec that the policy cannot run.
 
     Example:
+        >>> from flexvideo import ClipSpec, VideoMamba, make_flexible, prewarm
         >>> model = make_flexible(VideoMamba(img_size=32, depth=1, embed_dim=16, num_frames=4))
         >>> prewarm(model, [ClipSpec(8, 48, 48, (24, 24))])
     """

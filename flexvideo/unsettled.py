@@ -33,6 +33,7 @@ def unsettled(model: nn.Module, plan: Plan) -> tuple[str, ...]:
         plan: its `tables`, `state` and `fixed` are settled.
 
     Example:
+        >>> from flexvideo import VideoMamba, plan_for
         >>> model = VideoMamba(img_size=32, depth=1, embed_dim=16, num_frames=4)
         >>> model.num_frames = 4
         >>> unsettled(model, plan_for(model))

@@ -1,5 +1,7 @@
 """Plans: what is found, what is refused, and what the errors say; a refused model is unharmed."""
 
+import doctest
+import importlib
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 
@@ -12,6 +14,13 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import flexvideo as fv
 from flexvideo.errors import PlanError, UnsupportedModelError
 from flexvideo.families import FAMILIES, as_stored
+
+
+@pytest.mark.parametrize("name", ["plan", "families", "discover", "layers", "swap", "bake", "unsettled"])
+def test_examples(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(f"flexvideo.{name}"))
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 class Tokeniser(nn.Module):
