@@ -240,49 +240,55 @@ INLINE void scan_task_backward(const Scan *s, long task, int N) {
 }
 
 /* Before SiLU; direction 1 looks into the future, its last tap at the present too. */
-INLINE vec convolve(const Conv *s, long k, long b, long c, long t) {
+INLINE vec convolve(const Conv *s, long k, long b, long c, long t, int W) {
+    const float *x = s->x + b * s->x_batch + c, *w = s->weight + k * W * s->d + c;
     vec y = load(s->bias + k * s->d + c);
-    for (long j = 0; j < s->w; j++) {
-        const long from = k ? t + s->w - 1 - j : t - s->w + 1 + j;
-        if (from < 0 || from >= s->l) continue;
-        y += load(s->weight + (k * s->w + j) * s->d + c) * load(s->x + b * s->x_batch + from * s->x_row + c);
+#pragma GCC unroll 4
+    for (int j = 0; j < W; j++) {
+        const long from = k ? t + W - 1 - j : t - W + 1 + j;
+        if (from >= 0 && from < s->l) y += load(w + j * s->d) * load(x + from * s->x_row);
     }
     return y;
 }
 
-static void conv_task(const void *args, long task) {
-    const Conv *s = args;
+INLINE void conv_task(const Conv *s, long task, int W) {
     const long groups = (s->d + GROUP - 1) / GROUP, b = task / groups, first = task % groups * GROUP;
+    const long last = least(first + GROUP, s->d);
     for (long t = 0; t < s->l; t++)
         for (long k = 0; k < s->k; k++)
-            for (long c = first; c < least(first + GROUP, s->d); c += LANES) {
-                const vec y = convolve(s, k, b, c, t);
+            for (long c = first; c < last; c += LANES) {
+                const vec y = convolve(s, k, b, c, t, W);
                 store(s->out + ((k * s->b + b) * s->l + t) * s->d + c, y * sigmoid(y));
             }
 }
 
-static void conv_task_backward(const void *args, long task) {
-    const Conv *s = args;
+INLINE void conv_task_backward(const Conv *s, long task, int W) {
     const long groups = (s->d + GROUP - 1) / GROUP, b = task / groups, first = task % groups * GROUP;
-    for (long k = 0; k < s->k; k++)
-        for (long t = 0; t < s->l; t++)
-            for (long c = first; c < least(first + GROUP, s->d); c += LANES) {
-                const vec y = convolve(s, k, b, c, t), gate = sigmoid(y);
-                const vec g = load(s->grad + ((k * s->b + b) * s->l + t) * s->d + c) * gate * (1.f + y * (1.f - gate));
-                float *d_bias = s->d_bias + (b * s->k + k) * s->d + c;
-                store(d_bias, load(d_bias) + g);
-                for (long j = 0; j < s->w; j++) {
-                    const long from = k ? t + s->w - 1 - j : t - s->w + 1 + j;
+    for (long c = first; c < least(first + GROUP, s->d); c += LANES)
+        for (long k = 0; k < s->k; k++) {
+            const float *x = s->x + b * s->x_batch + c, *w = s->weight + k * W * s->d + c;
+            vec d_bias = all(0.f), d_weight[W];
+            for (int j = 0; j < W; j++) d_weight[j] = all(0.f);
+            for (long t = 0; t < s->l; t++) {
+                const vec y = convolve(s, k, b, c, t, W), gate = sigmoid(y);
+                const vec up = load(s->grad + ((k * s->b + b) * s->l + t) * s->d + c);
+                const vec g = up * gate * (1.f + y * (1.f - gate));
+                d_bias += g;
+#pragma GCC unroll 4
+                for (int j = 0; j < W; j++) {
+                    const long from = k ? t + W - 1 - j : t - W + 1 + j;
                     if (from < 0 || from >= s->l) continue;
-                    float *d_weight = s->d_weight + ((b * s->k + k) * s->w + j) * s->d + c;
                     float *d_x = s->d_x + (b * s->l + from) * s->d + c;
-                    store(d_weight, load(d_weight) + g * load(s->x + b * s->x_batch + from * s->x_row + c));
-                    store(d_x, load(d_x) + g * load(s->weight + (k * s->w + j) * s->d + c));
+                    d_weight[j] += g * load(x + from * s->x_row);
+                    store(d_x, load(d_x) + g * load(w + j * s->d));
                 }
             }
+            store(s->d_bias + (b * s->k + k) * s->d + c, d_bias);
+            for (int j = 0; j < W; j++) store(s->d_weight + ((b * s->k + k) * W + j) * s->d + c, d_weight[j]);
+        }
 }
 
-/* The usual 16 states are unrolled and stay in registers; any other number works too. */
+/* The usual 16 states and 4 taps are unrolled and stay in registers; any other number works too. */
 static void scan_any(const void *args, long task) {
     const Scan *s = args;
     if (s->n == 16) scan_task(s, task, 16);
@@ -293,6 +299,18 @@ static void scan_any_backward(const void *args, long task) {
     const Scan *s = args;
     if (s->n == 16) scan_task_backward(s, task, 16);
     else scan_task_backward(s, task, s->n);
+}
+
+static void conv_any(const void *args, long task) {
+    const Conv *s = args;
+    if (s->w == 4) conv_task(s, task, 4);
+    else conv_task(s, task, s->w);
+}
+
+static void conv_any_backward(const void *args, long task) {
+    const Conv *s = args;
+    if (s->w == 4) conv_task_backward(s, task, 4);
+    else conv_task_backward(s, task, s->w);
 }
 
 typedef struct {
@@ -321,5 +339,5 @@ static void run(void (*task)(const void *, long), const void *args, long b, long
 
 void flexvideo_scan(const Scan *s, long threads) { run(scan_any, s, s->b, s->d, threads); }
 void flexvideo_scan_backward(const Scan *s, long threads) { run(scan_any_backward, s, s->b, s->d, threads); }
-void flexvideo_conv(const Conv *s, long threads) { run(conv_task, s, s->b, s->d, threads); }
-void flexvideo_conv_backward(const Conv *s, long threads) { run(conv_task_backward, s, s->b, s->d, threads); }
+void flexvideo_conv(const Conv *s, long threads) { run(conv_any, s, s->b, s->d, threads); }
+void flexvideo_conv_backward(const Conv *s, long threads) { run(conv_any_backward, s, s->b, s->d, threads); }
