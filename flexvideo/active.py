@@ -98,7 +98,7 @@ class Flex:
             others = [other for other in get_args(Layout) if other != layout and len(other) == len(layout)]
             raise GeometryError(
                 f"The model takes clips as ({_names(layout)}) with {self.channels} channels, got "
-                f"{sizes['c']} channels in shape {tuple(clip.shape)}."
+                f"shape {tuple(clip.shape)}, which has {sizes['c']}."
                 + "".join(f" For {other} give a plan with layout={other!r}." for other in others)
             )
         # int and hash make torch.export and torch.compile specialise on the sizes, which decide on shapes

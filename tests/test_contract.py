@@ -313,6 +313,22 @@ def test_attributes_can_be_set(model: nn.Module) -> None:
         model.pos_embed = torch.zeros(1)
 
 
+def test_replica_whose_tables_are_plain_attributes(model: nn.Module) -> None:
+    """As DataParallel and FullyShardedDataParallel make them: set, read, and deleted again."""
+    x = clip(SIZES[0])
+    replica = model._replicate_for_data_parallel()
+    for name, parameter in model.named_parameters(recurse=False):
+        setattr(replica, name, parameter * 1)
+    output = replica(x)
+    assert torch.equal(output, model(x))
+    assert gradients(model, output)["pos_embed"].abs().max() > 0
+    del replica.pos_embed
+    with pytest.raises(AttributeError, match="pos_embed"):
+        replica(x)
+    with pytest.raises(AttributeError, match="pos_embed"):
+        del replica.pos_embed
+
+
 def test_no_failure_inside_a_table_goes_unnoticed(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise AttributeError("inner")

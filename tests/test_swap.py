@@ -327,7 +327,7 @@ def test_not_flexible() -> None:
 BAD_CLIPS = {
     "one channel": (
         torch.rand(1, 1, 4, 32, 32),
-        r"with 3 channels, got 1 channels in shape \(1, 1, 4, 32, 32\)",
+        r"with 3 channels, got shape \(1, 1, 4, 32, 32\), which has 1",
     ),
     "channels after time": (torch.rand(1, 4, 3, 32, 32), "For btchw give a plan with layout='btchw'"),
     "four dimensions": (
