@@ -40,5 +40,6 @@ from flexvideo.swap import flex_config as flex_config
 from flexvideo.swap import make_flexible as make_flexible
 from flexvideo.swap import prewarm as prewarm
 from flexvideo.swap import restore as restore
+from flexvideo.verify import verify as verify
 
 __version__ = "0.1.0"
