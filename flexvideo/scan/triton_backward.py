@@ -34,6 +34,7 @@ from flexvideo.scan.triton_tile import (
 STEPS = 4  # of a tile
 CHANNELS = 32  # of a program
 HELD = 4  # states a lane
+REGISTERS = None
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
@@ -84,6 +85,7 @@ def backward_kernel(
     """
     NP: tl.constexpr = NL * NR
     PER: tl.constexpr = BLOCK // TT  # tiles a block
+    COUNT: tl.constexpr = 2 * NR * TT  # gradients of B and C a lane and tile
     c, spans = tl.program_id(1), tl.num_programs(1)
     b, samples = tl.program_id(2).to(tl.int64), tl.num_programs(2)
     d = tl.program_id(0) * BD + tl.arange(0, BD)[:, None, None]
@@ -174,8 +176,7 @@ def backward_kernel(
             if ENDS:
                 for q in tl.static_range(TT // NL):
                     total += dts[q]
-                for step in tl.static_range(TT):
-                    p: tl.constexpr = TT - 1 - step
+                for p in tl.static_range(TT - 1, -1, -1):
                     cs = floats(words, p * NR + NR // 2, NR)
                     dt_p = from_lane(dts[p // NL], lane, p % NL, NL)
                     gy_p = from_lane(gys[p // NL], lane, p % NL, NL)
@@ -203,8 +204,7 @@ def backward_kernel(
                     ys = ys + (skip * u_now[q].to(tl.float32),)
                     dxs = dxs + (tl.zeros([BD, NL, K], tl.float32),)
                     dts_part = dts_part + (tl.zeros([BD, NL, K], tl.float32),)
-                for step in tl.static_range(TT):
-                    p: tl.constexpr = TT - 1 - step
+                for p in tl.static_range(TT - 1, -1, -1):
                     bs = floats(words, p * NR, NR)
                     cs = floats(words, p * NR + NR // 2, NR)
                     gy_p = from_lane(gys[p // NL], lane, p % NL, NL)
@@ -256,7 +256,6 @@ def backward_kernel(
                     )
                     if OUT:
                         store_tile(out_at + far, gated(whole, gate, TT // NL), t, sign, D, end, TT, NL)
-                COUNT: tl.constexpr = 2 * NR * TT
                 over_channels = tl.sum(stacked(grads, COUNT, [BD, NL, K]), 0)  # [NL, K, COUNT]
                 column = tl.arange(0, COUNT)[None, None, :]
                 row = tile * TT + column // (2 * NR)
@@ -409,7 +408,8 @@ def scan_backward(
             ENDS=ends,
             CARRY=spans > 1 and not ends,
             OUT=remake,
-            num_warps=max(1, k * lanes * channels // 64),
+            num_warps=max(1, k * lanes * channels // 128),
+            maxnreg=REGISTERS,
         )
 
     if spans > 1:

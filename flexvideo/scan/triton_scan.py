@@ -34,6 +34,7 @@ from flexvideo.scan.triton_tile import (
 
 STEPS = 4  # of a tile
 CHANNELS = 32  # of a program
+REGISTERS = None
 BLOCK = 64  # steps between two states kept for the backward pass
 
 
@@ -283,7 +284,7 @@ def launch_for(k: int, b: int, l: int, d: int, n: int, multiprocessors: int) -> 
     spans = max(1, min(spans, l // (2 * BLOCK)))
     unit = 2 * STEPS if spans == 1 else BLOCK
     span = triton.cdiv(triton.cdiv(l, spans), unit) * unit
-    warps = max(1, k * lanes * CHANNELS // 32)
+    warps = max(1, k * lanes * CHANNELS // 64)
     return Launch(lanes, padded // lanes, CHANNELS, warps, span, triton.cdiv(l, span))
 
 
@@ -343,6 +344,7 @@ def scan_forward(
             CARRY=carried,
             SAVE=saved,
             num_warps=launch.warps,
+            maxnreg=REGISTERS,
         )
 
     if split:
