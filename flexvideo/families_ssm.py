@@ -109,8 +109,8 @@ def timemamba(host: nn.Module) -> Plan | None:
     Source: OpenGVLab/video-mamba-suite, egocentric-understanding/avion/models/timemamba.py.
     """
     frames, per_frame = find(host, "patch_embed.num_frames"), find(host, "patches_per_frame")
-    if not isinstance(frames, int) or not isinstance(per_frame, int):
-        return None
+    if not isinstance(frames, int) or not isinstance(per_frame, int) or hasattr(host, "temporal_embed"):
+        return None  # the last is the transformer that TimeMamba was made from
     base = _image_base(host, "patch_embed.proj", frames)
     if base is None or not _is_table(host, "pos_embed"):
         return None

@@ -33,8 +33,8 @@ class Rotary:
 
     Example:
         >>> rotary = Rotary("cos", grid=(2, 2), steps=(math.pi, math.pi / 2), parity=False)
-        >>> rotary(Geometry(1, 32, 64, (16, 16)), torch.ones(4, 2))[:, 1].round(decimals=3)
-        tensor([ 1.0000,  0.7070, -0.0000, -0.7070,  1.0000,  0.7070, -0.0000, -0.7070])
+        >>> rotary(Geometry(1, 32, 64, (16, 16)), torch.ones(4, 2))[:, 1].acos() / math.pi
+        tensor([0.0000, 0.2500, 0.5000, 0.7500, 0.0000, 0.2500, 0.5000, 0.7500])
 
     Source: hustvl/Vim, vim/rope.py, after EVA-02.
     """

@@ -18,6 +18,7 @@ _NOT_A_CLIP = re.compile(
     r"kernel|stride|padding|dilation|tubelet|dim|channel|class|head|batch|vocab|step_size"
 )
 _TABLE = re.compile(r"(^|_)pos|temporal|time|frame|spatial|space|table|embed|bias", re.IGNORECASE)
+_TIME = re.compile(r"temporal|time|frame", re.IGNORECASE)
 _SMALLEST = 2  # a 1 is the size of everything
 
 
@@ -25,8 +26,8 @@ def unsettled(model: nn.Module, plan: Plan) -> tuple[str, ...]:
     """Describe attributes that hold a size of the base, where the plan does not say what to do with them.
 
     A number counts when its name is that of a size and its value one of the base's; a tensor when one of its
-    dimensions is the number of tokens, and a parameter only when it also has the name of a table. The layers
-    of torch itself are not looked at.
+    dimensions is the number of tokens, or by its name of steps, and a parameter only when it also has the
+    name of a table. The layers of torch itself are not looked at.
 
     Args:
         model: the model that the plan is for.
@@ -103,6 +104,8 @@ def _is_a_size(name: str, value: Any, sizes: set[Any], plan: Plan) -> bool:
     if isinstance(value, Tensor):
         tokens = plan.base.grid[0] * plan.base.grid[1]
         counts = {tokens, tokens * (plan.base.steps or 1)}
+        if plan.base.steps is not None and _TIME.search(name):
+            counts.add(max(plan.base.steps, _SMALLEST))
         # The last dimension of a table is that of the channels; an index or a mask has tokens there.
         if isinstance(value, nn.Parameter) and not _TABLE.search(name):
             return False

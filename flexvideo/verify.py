@@ -46,6 +46,7 @@ def verify(
         UnsupportedModelError: a model that is flexible already.
 
     Example:
+        >>> from flexvideo import VideoMamba
         >>> verify(VideoMamba(img_size=32, depth=1, embed_dim=16, num_frames=4))
     """
     if flex_within(model) is not None:

@@ -6,11 +6,12 @@ import pickle
 from dataclasses import replace
 from typing import Any
 
+import hosts
 import pytest
 import torch
 from cases import Case, Probe, centres
 from cases_ssm import CASES, DIM, SIZE_FREE, resampled
-from standins import vim
+from standins import video, vim
 from torch import Tensor, nn
 
 import flexvideo as fv
@@ -322,6 +323,34 @@ class TestSizesThatNobodySettled:
         assert "to be settled: " in str(plan)
         with pytest.raises(UnsupportedModelError, match=r"stores sizes that it was built for.*seq_len = \d+"):
             fv.make_flexible(model, policy="static-patch")
+
+    def test_table_of_time_beside_a_known_one(self) -> None:
+        model = video.TimeMamba()
+        model.blocks[1].time_bias = nn.Parameter(torch.zeros(1, 6, DIM))
+        assert fv.plan_for(model).unknown == ("blocks.1.time_bias of shape (1, 6, 12)",)
+        model.temporal_embed = nn.Parameter(torch.zeros(1, 6, DIM))  # another model, with another order
+        with pytest.raises(PlanError):
+            fv.plan_for(model)
+
+    def test_sizes_inside_a_configuration(self) -> None:
+        model = hosts.VisionMamba()
+        model.settings = hosts.Config(image_size=32, num_frames=4)
+        model.options = {"num_frames": 4, "depth": 4, "crop_size": (32, 32)}
+        assert fv.plan_for(model).unknown == (
+            "settings.image_size = 32",
+            "settings.num_frames = 4",
+            "options.num_frames = 4",
+            "options.crop_size = (32, 32)",
+        )
+        plan = replace(fv.plan_for(model), fixed=("settings", "options"))
+        fv.make_flexible(model, plan=plan)
+
+    @pytest.mark.parametrize("frames", [8, 16, 64])
+    def test_our_own_models_have_none(self, frames: int) -> None:
+        for size in (224, 192):
+            with torch.device("meta"):
+                model = fv.videomamba_middle(num_frames=frames, img_size=size)
+            assert fv.plan_for(model).unknown == ()
 
     def test_a_host_that_sets_it_to_something_else(self) -> None:
         model = vim.LocalVim()

@@ -1,5 +1,7 @@
 """Naming the parts of an unknown model, and noticing when they were named wrongly."""
 
+import doctest
+import importlib
 import traceback
 import warnings
 from dataclasses import replace
@@ -48,6 +50,13 @@ FOREIGN = fv.Plan(
     state=(fv.State("grid_size", grid_size),),
     layout="btchw",
 )
+
+
+@pytest.mark.parametrize("name", ["candidates", "rebuilt", "verify"])
+def test_examples(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(f"flexvideo.{name}"))
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
