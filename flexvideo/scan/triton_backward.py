@@ -137,14 +137,20 @@ def backward_kernel(
             h = ()
             for i in tl.static_range(NR):
                 h = h + (tl.load(state_at + (first // PER * NP + i).to(tl.int64) * D, mask=on, other=0.0),)
+            ahead = sign * (first * TT)
+            t = t_first + ahead
+            u_next = load_tile(u_at + ahead.to(tl.int64) * D, t, sign, D, end, TT, NL)
+            delta_next = load_tile(delta_at + ahead.to(tl.int64) * D, t, sign, D, end, TT, NL)
             for j in range(0, count):
                 for i in tl.static_range(NR):
                     tl.store(scratch_at + (j * K * NP + i) * BD, h[i])
                 if j + 1 < count:
-                    ahead = sign * ((first + j) * TT)
+                    u_now, delta_now = u_next, delta_next
+                    ahead = sign * ((first + j + 1) * TT)
                     t = t_first + ahead
-                    u_now = load_tile(u_at + ahead.to(tl.int64) * D, t, sign, D, end, TT, NL)
-                    delta_now = load_tile(delta_at + ahead.to(tl.int64) * D, t, sign, D, end, TT, NL)
+                    u_next = load_tile(u_at + ahead.to(tl.int64) * D, t, sign, D, end, TT, NL)
+                    delta_next = load_tile(delta_at + ahead.to(tl.int64) * D, t, sign, D, end, TT, NL)
+                    t = t - sign * TT
                     words = load_rows(bc_at + (first + j) * TT * NP, TT, NP, NR)
                     for q in tl.static_range(TT // NL):
                         inside = ((t + sign * (q * NL)) >= 0) & ((t + sign * (q * NL)) < end)
@@ -158,14 +164,26 @@ def backward_kernel(
                             for i in tl.static_range(NR):
                                 new = new + (tl.exp2(dt_p * a[i]) * h[i] + dtu_p * bs[i],)
                             h = new
+        ahead = sign * ((first + count - 1) * TT)
+        t = t_first + ahead
+        far = ahead.to(tl.int64) * D
+        u_next = load_tile(u_at + far, t, sign, D, end, TT, NL)
+        delta_next = load_tile(delta_at + far, t, sign, D, end, TT, NL)
+        grad_next = load_tile(grad_at + far, t, sign, D, end, TT, NL)
+        gate_next = load_tile(z_at + ahead.to(tl.int64) * z_l, t, sign, z_l, end, TT, NL)
         for back in range(0, count):
+            u_now, delta_now, grad_now, gate = u_next, delta_next, grad_next, gate_next
             tile = first + count - 1 - back
+            ahead = sign * ((tile - 1) * TT)  # the next tile: the one before
+            t = t_first + ahead
+            far = ahead.to(tl.int64) * D
+            u_next = load_tile(u_at + far, t, sign, D, end, TT, NL)
+            delta_next = load_tile(delta_at + far, t, sign, D, end, TT, NL)
+            grad_next = load_tile(grad_at + far, t, sign, D, end, TT, NL)
+            gate_next = load_tile(z_at + ahead.to(tl.int64) * z_l, t, sign, z_l, end, TT, NL)
             ahead = sign * (tile * TT)
             t = t_first + ahead
             far = ahead.to(tl.int64) * D
-            delta_now = load_tile(delta_at + far, t, sign, D, end, TT, NL)
-            grad_now = load_tile(grad_at + far, t, sign, D, end, TT, NL)
-            gate = load_tile(z_at + ahead.to(tl.int64) * z_l, t, sign, z_l, end, TT, NL)
             words = load_rows(bc_at + tile * TT * NP, TT, NP, NR)
             dts, gys = (), ()
             for q in tl.static_range(TT // NL):
@@ -185,7 +203,6 @@ def backward_kernel(
                         new = new + (tl.exp2(dt_p * a[i]) * (ag[i] + gy_p * cs[i]),)
                     ag = new
             else:
-                u_now = load_tile(u_at + far, t, sign, D, end, TT, NL)
                 hs, decays, dt_all, dtu_all = (), (), (), ()
                 for i in tl.static_range(NR):
                     hs = hs + (tl.load(scratch_at + ((tile - first) * K * NP + i) * BD),)

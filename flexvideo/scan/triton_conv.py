@@ -1,9 +1,10 @@
 """The causal depthwise convolution with SiLU, both directions in one launch, forward and backward.
 
 It moves bytes and little else: the forward pass reads x once from memory (the taps hit the cache) and writes
-both directions; the backward pass finds the convolution again instead of keeping it. Direction 1 reads the
-future: its tap j looks at t + (w - 1 - j). Gradients of filters and biases are sums over a program's rows,
-added up over the programs in a fixed order.
+both directions. The backward pass finds the convolution again instead of keeping it, and writes the gradients
+before the SiLU, of which a second kernel makes the gradient of x. Direction 1 reads the future: its tap j
+looks at t + (w - 1 - j). Gradients of filters and biases are sums over a program's rows, added up over the
+programs in a fixed order.
 """
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from flexvideo.scan.triton_tile import sigmoid
 
-ROWS, CHANNELS = 32, 64
+ROWS, CHANNELS = 16, 64
 LONG = 256  # rows of a program of the backward pass
 
 
@@ -50,26 +51,13 @@ def conv_kernel(
         tl.store(out, (total * sigmoid(total)).to(out_ptr.dtype.element_ty), mask=on & (t < L))
 
 
-@triton.jit
-def slope_at(grad_at, x_at, weight_at, bias, t, on, L, D, x_l, REVERSE: tl.constexpr, W: tl.constexpr):
-    """The gradient before the SiLU at the times t of one direction."""
-    total = bias
-    for j in tl.static_range(W):
-        seen = t + (W - 1 - j) if REVERSE else t - (W - 1 - j)
-        x = tl.load(x_at + seen.to(tl.int64) * x_l, mask=on & (seen >= 0) & (seen < L), other=0.0)
-        total += x.to(tl.float32) * tl.load(weight_at + j, mask=on, other=0.0).to(tl.float32)
-    grad = tl.load(grad_at + t.to(tl.int64) * D, mask=on & (t >= 0) & (t < L), other=0.0).to(tl.float32)
-    open = sigmoid(total)
-    return grad * open * (1.0 + total * (1.0 - open))
-
-
 @triton.jit(do_not_specialize=["L"])
-def conv_backward_kernel(
+def slope_kernel(
     grad_ptr,
     x_ptr,
     weight_ptr,
     bias_ptr,
-    dx_ptr,
+    slope_ptr,
     dweight_ptr,
     dbias_ptr,
     L,
@@ -82,7 +70,7 @@ def conv_backward_kernel(
     BD: tl.constexpr,
     LONG: tl.constexpr,
 ):
-    """LONG rows: the gradient of x, and this program's sums (programs, k, W, d), (programs, k, d)."""
+    """LONG rows: gradients before the SiLU, and this program's sums (programs, k, W, d), (programs, k, d)."""
     b, c = tl.program_id(2).to(tl.int64), tl.program_id(1)
     samples, chunks = tl.num_programs(2), tl.num_programs(1)
     d = tl.program_id(0) * BD + tl.arange(0, BD)[None, :]
@@ -90,39 +78,61 @@ def conv_backward_kernel(
     x_at = x_ptr + b * x_b + d
     part = (b * chunks + c) * K
     for k in tl.static_range(K):
-        grad_at = grad_ptr + (k * samples + b) * L * D + d
-        weight_at = weight_ptr + (k * D + d) * W
-        bias = tl.load(bias_ptr + k * D + d, mask=on, other=0.0).to(tl.float32) + tl.zeros(
-            [ROWS, BD], tl.float32
-        )
+        bias = tl.load(bias_ptr + k * D + d, mask=on, other=0.0).to(tl.float32)
         sums = ()
         for _ in tl.static_range(W + 1):
-            sums = sums + (tl.zeros([1, BD], tl.float32),)
+            sums = sums + (tl.zeros([ROWS, BD], tl.float32),)
         for row in range(0, LONG, ROWS):
             t = c * LONG + row + tl.arange(0, ROWS)[:, None]
-            dx = tl.zeros([ROWS, BD], tl.float32)
-            here = slope_at(grad_at, x_at, weight_at, bias, t, on, L, D, x_l, k == 1, W)
-            new = (sums[0] + tl.sum(here, 0, keep_dims=True),)
+            at = ((k * samples + b) * L + t) * D + d
+            grad = tl.load(grad_ptr + at, mask=on & (t < L), other=0.0).to(tl.float32)
+            total = bias + tl.zeros([ROWS, BD], tl.float32)
+            xs = ()
             for j in tl.static_range(W):
-                back = W - 1 - j
-                # the output at t + back (direction 1: t - back) has seen x at t through tap j
-                if back == 0:
-                    slope = here
-                else:
-                    other = t - back if k == 1 else t + back
-                    slope = slope_at(grad_at, x_at, weight_at, bias, other, on, L, D, x_l, k == 1, W)
-                dx += slope * tl.load(weight_at + j, mask=on, other=0.0).to(tl.float32)
-                seen = t + back if k == 1 else t - back
+                seen = t - (W - 1 - j) if k == 0 else t + (W - 1 - j)
                 x = tl.load(x_at + seen.to(tl.int64) * x_l, mask=on & (seen >= 0) & (seen < L), other=0.0)
-                new = new + (sums[j + 1] + tl.sum(here * x.to(tl.float32), 0, keep_dims=True),)
+                xs = xs + (x.to(tl.float32),)
+                weight = tl.load(weight_ptr + (k * D + d) * W + j, mask=on, other=0.0)
+                total += xs[j] * weight.to(tl.float32)
+            open = sigmoid(total)
+            slope = grad * open * (1.0 + total * (1.0 - open))
+            tl.store(slope_ptr + at, slope.to(slope_ptr.dtype.element_ty), mask=on & (t < L))
+            new = (sums[0] + slope,)
+            for j in tl.static_range(W):
+                new = new + (sums[j + 1] + slope * xs[j],)
             sums = new
-            dx_at = dx_ptr + (b * L + t) * D + d
-            if k == 1:
-                dx += tl.load(dx_at, mask=on & (t < L), other=0.0).to(tl.float32)
-            tl.store(dx_at, dx.to(dx_ptr.dtype.element_ty), mask=on & (t < L))
-        tl.store(dbias_ptr + (part + k) * D + d, sums[0], mask=on)
+        tl.store(dbias_ptr + (part + k) * D + d, tl.sum(sums[0], 0, keep_dims=True), mask=on)
         for j in tl.static_range(W):
-            tl.store(dweight_ptr + ((part + k) * W + j) * D + d, sums[j + 1], mask=on)
+            total_j = tl.sum(sums[j + 1], 0, keep_dims=True)
+            tl.store(dweight_ptr + ((part + k) * W + j) * D + d, total_j, mask=on)
+
+
+@triton.jit(do_not_specialize=["L"])
+def input_kernel(
+    slope_ptr,
+    weight_ptr,
+    dx_ptr,
+    L,
+    D,
+    K: tl.constexpr,
+    W: tl.constexpr,
+    ROWS: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """The gradient of x: the outputs at t + back (direction 1: t - back) have seen x at t."""
+    b = tl.program_id(2).to(tl.int64)
+    t = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
+    d = tl.program_id(0) * BD + tl.arange(0, BD)[None, :]
+    on = d < D
+    dx = tl.zeros([ROWS, BD], tl.float32)
+    for k in tl.static_range(K):
+        for j in tl.static_range(W):
+            other = t + (W - 1 - j) if k == 0 else t - (W - 1 - j)
+            at = slope_ptr + ((k * tl.num_programs(2) + b) * L + other) * D + d
+            slope = tl.load(at, mask=on & (other >= 0) & (other < L), other=0.0)
+            weight = tl.load(weight_ptr + (k * D + d) * W + j, mask=on, other=0.0)
+            dx += slope.to(tl.float32) * weight.to(tl.float32)
+    tl.store(dx_ptr + (b * L + t) * D + d, dx.to(dx_ptr.dtype.element_ty), mask=on & (t < L))
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -154,26 +164,25 @@ def conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tupl
     (b, l, d), (k, _, w) = x.shape, weight.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
     chunks = triton.cdiv(l, LONG)
-    dx = x.new_empty(b, l, d)
+    weight, bias = weight.contiguous(), bias.contiguous()
+    dx, slope = x.new_empty(b, l, d), x.new_empty(k, b, l, d)
     dweight = torch.empty(b * chunks, k, w, d, dtype=torch.float32, device=x.device)
     dbias = torch.empty(b * chunks, k, d, dtype=torch.float32, device=x.device)
-    conv_backward_kernel[triton.cdiv(d, CHANNELS), chunks, b](
+    sizes = {"K": k, "W": w, "ROWS": ROWS, "BD": CHANNELS, "num_warps": 4}
+    slope_kernel[triton.cdiv(d, CHANNELS), chunks, b](
         grad.contiguous(),
         x,
-        weight.contiguous(),
-        bias.contiguous(),
-        dx,
+        weight,
+        bias,
+        slope,
         dweight,
         dbias,
         l,
         d,
         x.stride(0),
         x.stride(1),
-        K=k,
-        W=w,
-        ROWS=ROWS,
-        BD=CHANNELS,
         LONG=LONG,
-        num_warps=4,
+        **sizes,
     )
+    input_kernel[triton.cdiv(d, CHANNELS), triton.cdiv(l, ROWS), b](slope, weight, dx, l, d, **sizes)
     return dx, dweight.sum(0).transpose(1, 2), dbias.sum(0)

@@ -139,9 +139,6 @@ def scan_kernel(
     u_next = load_tile(u_at, t, sign, D, end, TT, NL)
     delta_next = load_tile(delta_at, t, sign, D, end, TT, NL)
     words_next = load_rows(bc_at, TT, NP, NR)
-    held = zero_tile([BD, NL, K], tl.float32, TT // NL)
-    gate = zero_tile([BD, NL, K], z_ptr.dtype.element_ty, TT // NL)
-    partner = zero_tile([BD, NL, K], out_ptr.dtype.element_ty, TT // NL)
     tiles = span // TT
     meet = tiles // 2 if K == 2 else 0  # from here on the other walk has been before
     for tile in range(0, tiles):
@@ -150,6 +147,15 @@ def scan_kernel(
                 state_at = state_ptr + ((kb * blocks + (s + tile * TT) // BLOCK) * NP + lane * NR) * D + d
                 for i in tl.static_range(NR):
                     tl.store(state_at + i * D, h[i], mask=on)
+        if not ENDS:  # asked for early, used at the end of the tile
+            if K == 2 and tile == meet:
+                tl.debug_barrier()
+            late = tl.where(tile >= meet, end, 0)
+            gate = load_tile(z_at, t, sign, z_l, late, TT, NL)
+            if K == 2:
+                partner = load_tile(out_at, t, sign, D, late, TT, NL)
+            else:
+                partner = zero_tile([BD, NL, K], out_ptr.dtype.element_ty, TT // NL)
         u_now, delta_now, words_now = u_next, delta_next, words_next
         bc_at += TT * NP
         words_next = load_rows(bc_at, TT, NP, NR)
@@ -179,35 +185,11 @@ def scan_kernel(
                 h = new
                 y = tl.where(lane == j, y + over_lanes(part, NL), y)
             ys = ys + (y,)
-        if not ENDS:  # the tile before is finished here, when what it needs has had a tile's time to arrive
-            if tile > 0:
-                finish_tile(
-                    out_at - sign * TT * D,
-                    held,
-                    partner,
-                    gate,
-                    tile - 1 >= meet,
-                    t - sign * TT,
-                    sign,
-                    D,
-                    end,
-                    TT,
-                    NL,
-                )
-            if K == 2 and tile == meet:
-                tl.debug_barrier()
-            late = tl.where(tile >= meet, end, 0)
-            held = ys
-            gate = load_tile(z_at, t, sign, z_l, late, TT, NL)
-            if K == 2:
-                partner = load_tile(out_at, t, sign, D, late, TT, NL)
+        if not ENDS:
+            finish_tile(out_at, ys, partner, gate, tile >= meet, t, sign, D, end, TT, NL)
         out_at += sign * TT * D
         z_at += (sign * TT).to(tl.int64) * z_l
         t += sign * TT
-    if not ENDS:
-        finish_tile(
-            out_at - sign * TT * D, held, partner, gate, meet < tiles, t - sign * TT, sign, D, end, TT, NL
-        )
     if ENDS:
         for i in tl.static_range(NR):
             tl.store(carry_at + i * D, h[i], mask=on)
