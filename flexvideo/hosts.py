@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flexvideo.active import Flex, Patch
-from flexvideo.errors import UnsupportedModelError
+from flexvideo.errors import GeometryError, UnsupportedModelError
 from flexvideo.plan import State, Table
 
 
@@ -53,7 +53,7 @@ def flexible_class(
         entries: methods that take the clip.
         carriers: methods that take no clip of their own but pass `patch` on to the entry points inside.
     """
-    body: dict[str, Any] = {name: _follower(name) for name in followers}
+    body: dict[str, Any] = {name: _follower(name, inside=not entries) for name in followers}
     body |= {name: _entry(getattr(host, name)) for name in entries}
     body |= {name: _carrier(getattr(host, name)) for name in carriers}
 
@@ -74,12 +74,20 @@ def _rebuild(
     return cls.__new__(cls)
 
 
-def _follower(name: str) -> property:
+def _follower(name: str, *, inside: bool) -> property:
+    """Property that follows the geometry; `inside` a module that an entry point of another one calls."""
+
     def get(self: Any) -> Any:
         value = own_value(self, name)
         flex: Flex = self._flex
         geometry = flex.active.geometry
         if geometry is None:
+            if inside and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+                raise GeometryError(
+                    f"`{name}` of {type(self).__name__} is read in a backward pass, where no clip is in "
+                    "force: activation checkpointing recomputes this part by itself. Checkpoint the whole "
+                    "model instead."
+                )
             return value
         follower: Table | State = self._flex_followers[name]
         try:

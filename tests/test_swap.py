@@ -18,6 +18,7 @@ from hosts import (
     stranger_plan,
 )
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import flexvideo as fv
 from flexvideo.errors import GeometryError, UnsupportedModelError
@@ -149,6 +150,26 @@ def test_stranger_trains_bakes_and_restores(size: tuple[int, int, int]) -> None:
     fv.restore(model)
     assert [type(module) for module in plain.modules()] == kinds
     assert torch.equal(plain(base), expected)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_a_part_that_follows_is_an_error_and_the_whole_is_exact(reentrant: bool) -> None:
+    model = fv.make_flexible(Stranger(), policy="static-patch", plan=stranger_plan())
+    clips = [clip(size).transpose(1, 2).requires_grad_() for size in SIZES]
+    sum(model(x).square().mean() for x in clips).backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    sum(checkpoint(model, x, use_reentrant=reentrant).square().mean() for x in clips).backward()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    block = model.blocks[0]
+    block.forward = lambda x, forward=block.forward: checkpoint(forward, x, use_reentrant=reentrant)
+    output = model(clips[0])
+    with pytest.raises(
+        GeometryError, match="is read in a backward pass, where no clip is in force: activation"
+    ):
+        output.sum().backward()
+    assert block.steps == 4
 
 
 @pytest.mark.parametrize("size", [(48, 32), (24, 40)])
