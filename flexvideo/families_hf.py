@@ -5,6 +5,7 @@ clip. Tested with transformers 5.17 and 5.23; see `flexvideo.families` for what 
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from flexvideo.families import (
     cached_sizes,
     conv_sizes,
     find,
-    grid_size,
+    patch_size,
     register_family,
     step_count,
 )
@@ -64,15 +65,33 @@ def _configurations(host: nn.Module) -> Iterator[str]:
 
 def positions_as_they_are(geometry: Geometry, method: Any) -> Callable[..., Tensor]:
     """`interpolate_pos_encoding` for a table that follows the clip: transformers' own takes it for square."""
+    return functools.partial(_positions, method.__self__)
 
-    def positions(*_: Any) -> Tensor:
-        return method.__self__.position_embeddings
 
-    return positions
+def _positions(embeddings: Any, *_: Any) -> Tensor:
+    return embeddings.position_embeddings
+
+
+def patch_side(geometry: Geometry, stored: int) -> int | None:
+    """Side of a patch that is square; None of any other, for a number that nothing may read by then."""
+    return geometry.patch[0] if geometry.patch[0] == geometry.patch[1] else None
+
+
+def grid_side(geometry: Geometry, stored: int) -> int | None:
+    """Side of a grid that is square; None of any other, for a number that nothing may read by then."""
+    return geometry.grid[0] if geometry.grid[0] == geometry.grid[1] else None
+
+
+def _sizes(host: Any, owners: tuple[str, ...], base: Base) -> Iterator[State]:
+    """Sizes that modules store; where one number stands for both sides of a patch, it is never read."""
+    for owner in owners:
+        for state in cached_sizes(host, owner, base):
+            one_number = state.value is patch_size and isinstance(find(host, state.name), int)
+            yield State(state.name, patch_side) if one_number else state
 
 
 def _embedding_sizes(host: Any, base: Base) -> tuple[State, ...]:
-    sizes = (*cached_sizes(host, PATCHES, base), *cached_sizes(host, "embeddings", base))
+    sizes = tuple(_sizes(host, (PATCHES, "embeddings"), base))
     resize = "embeddings.interpolate_pos_encoding"
     return sizes if find(host, resize) is None else (*sizes, State(resize, positions_as_they_are))
 
@@ -209,17 +228,18 @@ def _timesformer(host: Any) -> Plan:
 
 
 def token_places(geometry: Geometry, method: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """`get_position_ids` for any grid: step, row and column of each token; its own takes the grid for square."""
-    rows, columns = geometry.grid
+    """`get_position_ids` for any grid: step, row and column of each token; its own takes it for square."""
+    return functools.partial(_places, method.__self__, *geometry.grid)
 
-    def places(x: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        if masks is None:
-            tokens = torch.arange(x.shape[1], device=x.device)
-        else:
-            tokens = masks[:, None].expand(-1, method.__self__.num_attention_heads, -1)
-        return tokens // (rows * columns), tokens % (rows * columns) // columns, tokens % columns
 
-    return places
+def _places(
+    attention: Any, rows: int, columns: int, x: Tensor, masks: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if masks is None:
+        tokens = torch.arange(x.shape[1], device=x.device)
+    else:
+        tokens = masks[:, None].expand(-1, attention.num_attention_heads, -1)
+    return tokens // (rows * columns), tokens % (rows * columns) // columns, tokens % columns
 
 
 @register_family("V-JEPA 2 of transformers")
@@ -244,12 +264,12 @@ def _vjepa2(host: Any) -> Plan:
         for part in ("encoder", "predictor")
         for index in range(len(host.get_submodule(f"{part}.layer")))
     )
-    places = (("get_position_ids", token_places), ("grid_size", grid_size), ("grid_depth", step_count))
+    places = (("get_position_ids", token_places), ("grid_size", grid_side), ("grid_depth", step_count))
     return Plan(
         base=base,
         patch_embeds=(conv,),
         state=(
-            *(state for owner in owners for state in cached_sizes(host, owner, base)),
+            *_sizes(host, owners, base),
             *(State(f"{layer}.{name}", value) for layer in layers for name, value in places),
         ),
         layout="btchw",

@@ -3,6 +3,7 @@
 See `flexvideo.families` for what an entry is.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,20 +56,20 @@ def window_bias(geometry: Geometry, method: Any) -> Callable[[list[int]], Tensor
 
     By itself the model takes the first of all its positions, which are another part unless only time is cut.
     """
+    return functools.partial(_bias_of_part, method)
 
-    def bias(window: list[int]) -> Tensor:
-        attention = method.__self__
-        full = attention.window_size
-        if window[1:] == full[1:]:
-            return method(window)
-        index = attention.relative_position_index.view(*full, *full)
-        for axis, size in enumerate((*window, *window)):
-            index = index.narrow(axis, 0, size)
-        tokens = window[0] * window[1] * window[2]
-        table = attention.relative_position_bias_table
-        return table[index.flatten()].view(tokens, tokens, -1).permute(2, 0, 1).unsqueeze(0)
 
-    return bias
+def _bias_of_part(method: Any, window: list[int]) -> Tensor:
+    attention = method.__self__
+    full = attention.window_size
+    if window[1:] == full[1:]:
+        return method(window)
+    index = attention.relative_position_index.view(*full, *full)
+    for axis, size in enumerate((*window, *window)):
+        index = index.narrow(axis, 0, size)
+    tokens = window[0] * window[1] * window[2]
+    table = attention.relative_position_bias_table
+    return table[index.flatten()].view(tokens, tokens, -1).permute(2, 0, 1).unsqueeze(0)
 
 
 @register_family("torchvision's Swin3D")

@@ -1,0 +1,264 @@
+"""Families of packages on the packages themselves: the contract, coordinates, and what they are called by."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_families_ssm as contract
+import torch
+from cases import Case, Probe
+from cases_packages import CASES, DIM, HF, SIZE_FREE, TIMM, hf, timm_vit
+from packages import package
+from torch import Tensor, nn
+
+import flexvideo as fv
+from flexvideo.errors import GeometryError, NothingToFlexError, PlanError, UnsupportedModelError
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+PROBES = [(case, probe) for case in CASES for probe in case.probes]
+
+
+def named(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+@every_case
+def test_contract(case: Case) -> None:
+    """What holds for every family."""
+    contract.test_recognised_by_one_family(case)
+    contract.test_bitwise_identity_at_the_base(case)
+    contract.test_gradients_at_original_shapes(case)
+    contract.test_patch_for_one_call(case)
+
+
+@every_case
+def test_host_state_is_put_back(case: Case) -> None:
+    contract.test_host_state_is_put_back(case)
+
+
+@every_case
+def test_baked_and_copied(case: Case) -> None:
+    """A baked model is plain, and its own: also where a method of it was fixed."""
+    model = fv.make_flexible(case.build(), policy="static-patch")
+    size = case.sizes[1]
+    x = case.clip(size)
+    expected = case.call(model, x)
+    duplicates = [copy.deepcopy]
+    if "Hiera" not in case.name and "backbone" not in case.name:  # which hold local functions
+        duplicates.append(lambda model: pickle.loads(pickle.dumps(model)))
+    assert torch.equal(case.call(duplicates[-1](model), x), expected)
+    baked = fv.bake(model, frames=size[0], size=size[1:])
+    assert type(baked) is type(case.make())
+    for duplicate in duplicates:
+        twin = duplicate(baked)
+        with torch.no_grad():
+            for parameter in baked.parameters():
+                parameter.zero_()
+        assert torch.equal(case.call(twin, x), expected)
+        baked = twin
+
+
+@every_case
+def test_verify(case: Case) -> None:
+    """Dry forwards in which the model resizes nothing itself that it does not resize at its base."""
+    if case.name.startswith("MViT v2"):  # which does, its relative tables
+        with pytest.raises(PlanError, match="the model itself resizes a tensor"):
+            fv.verify(case.build())
+        return
+    size = {"Hiera": 96, "Swin3": 64}.get(case.name[:5])
+    fv.verify(case.build(), size=size, call=lambda model, clip: case.call(model, clip))
+
+
+@pytest.mark.parametrize(("case", "probe"), PROBES, ids=[f"{case.name}-{probe.at}" for case, probe in PROBES])
+@pytest.mark.parametrize("index", range(3))
+def test_every_token_receives_its_own_coordinate(case: Case, probe: Probe, index: int) -> None:
+    size = case.sizes[index]
+    model = fv.make_flexible(contract.zeroed(case.build(), probe), policy="static-patch")
+    seen: list[Tensor] = []
+    model.get_submodule(probe.at).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    case.call(model, case.clip(size))
+    frames = size[0] if "t" in case.layout else 1
+    geometry = fv.StaticPatch().geometry(fv.plan_for(model).base, frames, *size[1:])
+    expected = contract.own_coordinates(case, geometry, probe.axes)
+    for tokens in seen[0]:
+        coordinates, cls = probe.read(tokens, geometry)
+        torch.testing.assert_close(coordinates[:, :3], expected, rtol=1e-5, atol=1e-5)
+        assert (coordinates[:, 3:] == 0).all()
+        torch.testing.assert_close(cls[:, :4], probe.cls(geometry), rtol=1e-5, atol=1e-5)
+
+
+class TestTransformers:
+    """What users of that package call."""
+
+    def video(self, case: Case) -> tuple[nn.Module, Tensor]:
+        return fv.make_flexible(case.build(), policy="static-patch"), case.clip(case.sizes[0])
+
+    @pytest.mark.parametrize(
+        "name", ["VideoMAE", "TimeSformer", "ViViT", "V-JEPA 2, classifier", "ViT", "DINOv2"]
+    )
+    def test_outputs_loss_and_patch(self, name: str) -> None:
+        model, x = self.video(named(f"{name} (transformers)"))
+        keyword = "pixel_values_videos" if "JEPA" in name else "pixel_values"
+        found = model(**{keyword: x}, labels=torch.tensor([0, 1]), output_hidden_states=True)
+        assert type(found).__module__ == "transformers.modeling_outputs"
+        assert found.loss.isfinite()
+        assert len(found.hidden_states) == 2
+        assert torch.equal(found.logits, model(x, return_dict=False)[0])
+        assert not torch.equal(model(**{keyword: x}, patch=4).logits, found.logits)
+        assert not torch.equal(model(x, patch=(4, 16)).logits, found.logits)
+        found.loss.backward()
+
+    def test_records_hidden_states_as_the_plain_model_does(self) -> None:
+        case = named("VideoMAE (transformers)")
+        expected = case.build()(case.clip(case.base), output_hidden_states=True).hidden_states
+        model = fv.make_flexible(case.build())
+        found = model(case.clip(case.base), output_hidden_states=True).hidden_states
+        assert len(found) == len(expected) == 2
+        assert all(map(torch.equal, found, expected))
+
+    def test_saved_and_loaded(self, tmp_path: Path) -> None:
+        model, x = self.video(named("TimeSformer (transformers)"))
+        with torch.no_grad():
+            expected = model(x).logits
+            model.save_pretrained(tmp_path)
+            loaded = package("transformers").TimesformerForVideoClassification.from_pretrained(tmp_path)
+            fv.make_flexible(loaded.eval(), policy="static-patch")
+            assert torch.equal(loaded(x).logits, expected)
+
+    def test_configurations_are_only_read(self) -> None:
+        model, x = self.video(named("TimeSformer (transformers)"))
+        layer = model.timesformer.encoder.layer[0]
+        read = []
+        layer.register_forward_pre_hook(
+            lambda module, _: read.append((module.config.num_frames, module.config.image_size))
+        )
+        model(x)
+        assert read == [(8, 32)]
+        assert layer.config is model.config
+        assert (layer.config.num_frames, layer.config.image_size) == (4, 32)
+
+    def test_masked_images(self) -> None:
+        model = hf("ViTForMaskedImageModeling", "ViTConfig")()
+        with pytest.raises(
+            UnsupportedModelError, match="cannot flex, because it takes its own frames for square"
+        ):
+            fv.make_flexible(model)
+        fv.make_flexible(model.vit)
+
+    @pytest.mark.parametrize(
+        ("name", "config", "options"),
+        [
+            (
+                "SwinModel",
+                "SwinConfig",
+                {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1]},
+            ),
+            ("BeitModel", "BeitConfig", HF | {"use_relative_position_bias": True}),
+            ("ViTMAEModel", "ViTMAEConfig", HF),
+            ("CLIPVisionModel", "CLIPVisionConfig", HF),
+        ],
+    )
+    def test_no_model_that_is_unknown_is_changed(self, name: str, config: str, options: Any) -> None:
+        transformers = package("transformers")
+        if name == "SwinModel":
+            options = {**options, "num_heads": [1, 2], "window_size": 4}
+        model = getattr(transformers, name)(getattr(transformers, config)(**options))
+        kinds = [type(module) for module in model.modules()]
+        with pytest.raises((PlanError, UnsupportedModelError)):
+            fv.make_flexible(model)
+        assert [type(module) for module in model.modules()] == kinds
+
+
+class TestTimm:
+    def test_entry_points(self) -> None:
+        model = fv.make_flexible(named("ViT (timm)").build(), policy="static-patch")
+        x = torch.rand(2, 3, 48, 32)
+        tokens = model.forward_features(x)
+        assert tokens.shape == (2, 25, DIM)
+        assert torch.equal(model.forward_head(tokens), model(x))
+        final, maps = model.forward_intermediates(x, indices=1)
+        assert torch.equal(final, tokens)
+        assert maps[0].shape == (2, DIM, 6, 4)
+        assert model.get_intermediate_layers(x, patch=4)[0].shape == (2, 96, DIM)
+
+    def test_hybrid(self) -> None:
+        class Backbone(nn.Conv2d):
+            def __init__(self) -> None:
+                super().__init__(3, DIM, 8, 8)
+
+        hybrid = package("timm.models.vision_transformer_hybrid").HybridEmbed
+        model = timm_vit(embed_layer=lambda **options: hybrid(Backbone(), **options), patch_size=1)()
+        with pytest.raises(
+            UnsupportedModelError, match="cannot flex, because its patches come from another net"
+        ):
+            fv.make_flexible(model)
+
+    @pytest.mark.parametrize(
+        ("module", "name", "options"),
+        [
+            ("eva", "Eva", {"use_rot_pos_emb": True}),
+            ("beit", "Beit", {"use_rel_pos_bias": True}),
+            ("vision_transformer_relpos", "VisionTransformerRelPos", {}),
+            ("vision_transformer_sam", "VisionTransformerSAM", {}),
+        ],
+    )
+    def test_no_model_that_is_unknown_is_changed(self, module: str, name: str, options: Any) -> None:
+        model = getattr(package(f"timm.models.{module}"), name)(**TIMM, **options)
+        with pytest.raises((PlanError, UnsupportedModelError)):
+            fv.make_flexible(model)
+
+    def test_naflex(self) -> None:
+        model = SIZE_FREE["NaFlexViT (timm)"]().eval()
+        with pytest.raises(
+            NothingToFlexError, match="call it as it is: timm's NaFlexViT takes images of any size"
+        ):
+            fv.make_flexible(model)
+        assert model(torch.rand(1, 3, 48, 64)).shape == (1, 5)  # which is true
+
+
+class TestHiera:
+    def test_grids_that_cut_units(self) -> None:
+        model = fv.make_flexible(named("Hiera, video").build(), policy="static-patch")
+        with pytest.raises(
+            GeometryError,
+            match=r"Hiera works in units of 8 x 8 tokens, and cannot run a grid of 20 x 16: use frames whose "
+            r"sides are multiples of 32 x 32 px\.",
+        ):
+            model(torch.rand(1, 3, 4, 80, 64))
+
+    @pytest.mark.parametrize("name", ["Hiera, video", "Hiera, images"])
+    def test_tokens_of_its_stages_are_put_back_in_order(self, name: str) -> None:
+        case = named(name)
+        model = fv.make_flexible(contract.zeroed(case.build(), case.probes[0]), policy="static-patch")
+        x = case.clip(case.sizes[0])
+        _, stages = model(x, return_intermediates=True)
+        assert [stage.shape[-3:-1] for stage in stages] == [(24, 16), (12, 8), (6, 4), (3, 2)]
+        frames = x.shape[2] if x.ndim == 5 else 1
+        geometry = fv.StaticPatch().geometry(fv.plan_for(model).base, frames, *x.shape[-2:])
+        expected = contract.own_coordinates(case, geometry, case.probes[0].axes)
+        torch.testing.assert_close(stages[0][0, ..., :3].reshape(-1, 3), expected, rtol=1e-5, atol=1e-5)
+
+    def test_masked_autoencoder(self) -> None:
+        model = package("hiera.hiera_mae").MaskedAutoencoderHiera(
+            input_size=(64, 64), embed_dim=8, stages=(1, 1, 1, 1), decoder_embed_dim=8, decoder_num_heads=1
+        )
+        with pytest.raises(
+            UnsupportedModelError, match="cannot flex, because its decoder is built for one grid"
+        ):
+            fv.make_flexible(model)
+
+
+def test_outermost_counts() -> None:
+    model = named("VideoMAE (transformers)").build()
+    assert fv.plan_for(nn.Sequential(model)).patch_embeds == (
+        "0.videomae.embeddings.patch_embeddings.projection",
+    )
+    assert "VideoMAEForVideoClassification" in str(fv.plan_for(model))
+    assert "VideoMAEModel" in str(fv.plan_for(model.videomae))
+    pair = nn.ModuleList([model, named("ViT (transformers)").build()])
+    with pytest.raises(
+        PlanError, match=r"holds several models that could be made flexible: .* at `0`, .* at `1`"
+    ):
+        fv.plan_for(pair)
