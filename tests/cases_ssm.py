@@ -144,7 +144,7 @@ def ours() -> fv.VideoMamba:
     return fv.VideoMamba(
         img_size=IMAGE,
         patch_size=8,
-        depth=2,
+        depth=1,
         embed_dim=DIM,
         num_classes=5,
         num_frames=FRAMES,
