@@ -3,6 +3,8 @@
 python examples/02_your_own_model.py
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -31,7 +33,8 @@ def main(steps: int = 4) -> None:
     """Train a few steps, every one at another geometry."""
     model = MyVideoModel()
     plan = fv.plan_for(model, size=64)  # the model itself does not say which size it was built for
-    print(plan)  # what was found, and what was looked at and left alone
+    print(plan)  # what was found, what was left alone, and what is for you to settle: `space`
+    plan = replace(plan, tables=(*plan.tables, fv.Table("space", axes="space")))
     policy = fv.StaticTokens(frames=(4, 8, 16), sizes=(48, 64, 96))
     fv.make_flexible(model, policy=policy, plan=plan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
