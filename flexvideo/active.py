@@ -1,9 +1,12 @@
 """The geometry in force: set by an entry point of a flexible model, read by everything below it."""
 
 import threading
+from collections import deque
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
+from torch._C._autograd import _get_sequence_nr
 
 from flexvideo.errors import GeometryError, UnsupportedModelError
 from flexvideo.geometry import Geometry, as_pair
@@ -12,6 +15,7 @@ from flexvideo.policy import Policy
 from flexvideo.resample import resize_clip
 
 Patch = int | tuple[int, int] | list[int]
+_REMEMBERED = 1024  # forwards, of which a backward pass may still run parts again
 _DIMENSIONS = {"b": "batch", "c": "channels", "t": "frames", "h": "height", "w": "width"}
 
 
@@ -45,6 +49,22 @@ class Flex:
         self.channels = channels
         self.modules = modules
         self.active = Active()
+        self._runs: deque[tuple[int, int, Geometry]] = deque(maxlen=_REMEMBERED)
+
+    def ran(self, first: int, geometry: Geometry) -> None:
+        """Remember the nodes of the autograd graph that an entry point made, from a sequence number on."""
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            self._runs.append((first, sequence_number(), geometry))
+
+    def run_again(self) -> Geometry | None:
+        """Geometry of the forward of which activation checkpointing is running a part again, if it is known.
+
+        A recomputed part has no clip of its own to tell by; the node whose backward needs it has a number
+        that falls into those of its forward. Each thread counts for itself, so two may claim it.
+        """
+        number = torch._C._current_autograd_node()._sequence_nr()
+        found = {geometry for first, last, geometry in self._runs if first <= number < last}
+        return found.pop() if len(found) == 1 else None
 
     def geometry(self, clip: Any, patch: Patch | None) -> Geometry:
         """Geometry for a clip: the one in force where an entry point hands its own clip to another.
@@ -106,6 +126,16 @@ class Flex:
         frames, height, width = int(sizes.get("t", 1)), int(sizes["h"]), int(sizes["w"])
         hash((frames, height, width))
         return frames, height, width
+
+
+def sequence_number() -> int:
+    """Number of the next node of the autograd graph that this thread makes; 0 in a graph being compiled."""
+    return 0 if torch.compiler.is_compiling() else _get_sequence_nr()
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is calling, outside of compiled graphs."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def flex_within(model: nn.Module) -> Flex | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexvideo.active import Flex, Patch
+from flexvideo.active import Flex, Patch, in_backward, sequence_number
 from flexvideo.errors import GeometryError, UnsupportedModelError
 from flexvideo.plan import State, Table
 
@@ -81,13 +81,15 @@ def _follower(name: str, *, inside: bool) -> property:
         value = own_value(self, name)
         flex: Flex = self._flex
         geometry = flex.active.geometry
-        if geometry is None:
-            if inside and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        if geometry is None and inside and in_backward():
+            geometry = flex.run_again()
+            if geometry is None:
                 raise GeometryError(
-                    f"`{name}` of {type(self).__name__} is read in a backward pass, where no clip is in "
-                    "force: activation checkpointing recomputes this part by itself. Checkpoint the whole "
+                    f"`{name}` of {type(self).__name__} is read in a backward pass that cannot tell by which "
+                    "clip: activation checkpointing recomputes this part by itself. Checkpoint the whole "
                     "model instead."
                 )
+        if geometry is None:
             return value
         follower: Table | State = self._flex_followers[name]
         try:
@@ -132,7 +134,7 @@ def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
         geometry = flex.geometry(clip, patch)
         clip = flex.fit(clip, geometry)
         active = flex.active
-        before = active.geometry, active.patch
+        before, first = (active.geometry, active.patch), sequence_number()
         active.geometry = geometry
         if patch is not None:
             active.patch = patch
@@ -142,6 +144,7 @@ def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, **{**kwargs, clip_name: clip})
         finally:
             active.geometry, active.patch = before
+            flex.ran(first, geometry)
 
     return _with_patch(entry, method)
 

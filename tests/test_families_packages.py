@@ -139,6 +139,24 @@ class TestTransformers:
         assert layer.config is model.config
         assert (layer.config.num_frames, layer.config.image_size) == (4, 32)
 
+    @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+    @pytest.mark.parametrize("reentrant", [True, False])
+    @pytest.mark.parametrize("name", ["TimeSformer", "V-JEPA 2, classifier"])
+    def test_gradient_checkpointing(self, name: str, reentrant: bool) -> None:
+        """Layers that read the clip's sizes are run again in one backward pass for three clips."""
+        case = named(f"{name} (transformers)")
+        model = fv.make_flexible(case.build().train(), policy="static-patch")
+        clips = [case.clip(size) for size in case.sizes]
+
+        def gradients() -> list[Tensor]:
+            model.zero_grad()
+            sum(model(x).logits.square().sum() for x in clips).backward()
+            return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+        expected = gradients()
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        torch.testing.assert_close(gradients(), expected, rtol=1e-4, atol=1e-5)
+
     def test_masked_images(self) -> None:
         model = hf("ViTForMaskedImageModeling", "ViTConfig")()
         with pytest.raises(
