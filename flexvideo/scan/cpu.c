@@ -22,16 +22,17 @@
 #else
 #define LANES 4
 #endif
-#define CHUNK 32
+#define CHUNK 64
 #define GROUP 64
 #define MAX_THREADS 256
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int ivec __attribute__((vector_size(4 * LANES)));
+typedef vec rows __attribute__((aligned(4), may_alias)); /* as vectors lie in tensors */
 
-INLINE vec load(const float *p) { return *(const vec *)p; }
-INLINE void store(float *p, vec x) { *(vec *)p = x; }
+INLINE vec load(const float *p) { return *(const rows *)p; }
+INLINE void store(float *p, vec x) { *(rows *)p = x; }
 INLINE vec all(float x) { return x - (vec){0}; }
 INLINE vec where(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 /* NaN stays: comparisons with it are false, and the x86 instructions return their second operand. */
@@ -103,29 +104,46 @@ typedef struct {
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
 
-/* One block of channels c, one chunk of steps: h and out move on. */
+/* Step i of direction k is row t of the sequence. */
+INLINE long row_of(const Scan *s, long k, long i) { return k ? s->l - 1 - i : i; }
+
+/* One block of channels c, one chunk of steps: h and out move on. What does not depend on the state goes through
+   the chunk before and after the recurrence, for its long chains of operations would hold up the next step. */
 INLINE void scan_chunk(const Scan *s, long k, long b, long c, long from, long to, int N, vec *state) {
     const long row = (k * s->b + b) * s->l;
-    vec A[N], h[N];
+    vec A[N], h[N], dts[CHUNK], dus[CHUNK], ys[CHUNK];
     for (int n = 0; n < N; n++) A[n] = load(s->A + (k * N + n) * s->d + c), h[n] = state[n];
     const vec bias = load(s->bias + k * s->d + c), D = load(s->D + k * s->d + c);
+    const long ahead = (k ? -CHUNK : CHUNK) * s->d; /* the rows of the next chunk: no hardware expects them */
     for (long i = from; i < to; i++) {
-        const long t = k ? s->l - 1 - i : i;
-        const float *B = s->B + (row + t) * N, *C = s->C + (row + t) * N;
-        float *out = s->out + (b * s->l + t) * s->d + c;
-        const vec dt = softplus(load(s->delta + (row + t) * s->d + c) + bias);
-        const vec u = load(s->u + (row + t) * s->d + c), du = dt * u;
-        vec y = D * u, y2 = all(0.f);
+        const long at = (row + row_of(s, k, i)) * s->d + c;
+        const vec dt = softplus(load(s->delta + at) + bias), u = load(s->u + at);
+        __builtin_prefetch(s->delta + at + ahead), __builtin_prefetch(s->u + at + ahead);
+        dts[i - from] = dt, dus[i - from] = dt * u, ys[i - from] = D * u;
+    }
+    for (long i = from; i < to; i++) {
+        const long at = (row + row_of(s, k, i)) * N;
+        const float *B = s->B + at, *C = s->C + at;
+        const vec dt = dts[i - from], du = dus[i - from];
+        vec y = ys[i - from], odd = all(0.f);
 #pragma GCC unroll 16
         for (int n = 0; n < N; n++) {
             h[n] = exp2v(dt * A[n]) * h[n] + du * B[n];
-            if (n & 1) y2 += h[n] * C[n];
+            if (n & 1) odd += h[n] * C[n];
             else y += h[n] * C[n];
         }
-        y += y2;
+        ys[i - from] = y + odd;
+    }
+    for (long i = from; i < to; i++) {
+        const long t = row_of(s, k, i);
+        float *out = s->out + (b * s->l + t) * s->d + c;
+        vec y = ys[i - from];
+        __builtin_prefetch(out + ahead, 1);
         if (k) y += load(out);
         if (k == s->k - 1) {
-            const vec z = load(s->z + b * s->z_batch + t * s->z_row + c);
+            const float *at = s->z + b * s->z_batch + t * s->z_row + c;
+            const vec z = load(at);
+            __builtin_prefetch(at + (k ? -CHUNK : CHUNK) * s->z_row);
             y *= z * sigmoid(z);
         }
         store(out, y);

@@ -12,7 +12,7 @@ from flexvideo.errors import BackendError
 from flexvideo.scan.native import CompileError, library
 from flexvideo.scan.ops import Kernels, operators
 
-CHUNK, GROUP, ALIGN = 32, 64, 16  # steps between saved states, channels of a task: as in cpu.c; widest vector
+CHUNK, GROUP, ALIGN = 64, 64, 16  # steps between saved states, channels of a task: as in cpu.c; widest vector
 SIZES = ("k", "b", "l", "d", "n")
 
 
@@ -40,7 +40,7 @@ def scan(
     z: Float[Tensor, "b l d"],
     delta_bias: Float[Tensor, "k d"],
 ) -> tuple[Float[Tensor, "b l d"], list[Tensor]]:
-    """The gated scan, and the state at every 32nd step."""
+    """The gated scan, and the state at every 64th step."""
     inputs = _scan_inputs(u, delta, A, B, C, D, z, delta_bias)
     padded = inputs["u"]
     tensors = {"out": torch.empty_like(padded[0]), "states": _states(padded, A)}
