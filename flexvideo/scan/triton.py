@@ -20,7 +20,8 @@ def scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Output and the states kept for the backward pass."""
-    out, states = scan_forward(u, delta, A, B, C, D, z, delta_bias, save=True)
+    launch = launch_for(*u.shape, A.shape[-1], multiprocessors(u.device))
+    out, states = scan_forward(u, delta, A, B, C, D, z, delta_bias, launch=launch)
     return out, [states]
 
 
@@ -36,7 +37,7 @@ def saved(u: Tensor, A: Tensor) -> list[Tensor]:
     """Empty tensors like those that `scan` keeps."""
     k, b, l, d = u.shape
     launch = launch_for(k, b, l, d, A.shape[-1], multiprocessors(u.device))
-    return [A.new_empty(k, b, launch.blocks, launch.lanes * launch.held, d)]
+    return [A.new_empty(k, b, launch.blocks, launch.states, d)]
 
 
 def unavailable() -> str | None:

@@ -33,8 +33,6 @@ from flexvideo.scan.triton_tile import (
 
 STEPS = 4  # of a tile
 CHANNELS = 32  # of a program
-HELD = 4  # states a lane
-REGISTERS = None
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
@@ -311,7 +309,7 @@ def sums_of(values, others, COUNT: tl.constexpr):
 
 @triton.jit
 def gated(values, gate, COUNT: tl.constexpr):
-    """values * silu(gate)."""
+    """Multiply by silu(gate)."""
     out = ()
     for q in tl.static_range(COUNT):
         g = gate[q].to(tl.float32)
@@ -321,7 +319,7 @@ def gated(values, gate, COUNT: tl.constexpr):
 
 @triton.jit
 def gate_gradients(values, gate, grad, COUNT: tl.constexpr):
-    """grad * values * silu'(gate)."""
+    """Gradients of the gate: grad times values times the slope of the SiLU."""
     out = ()
     for q in tl.static_range(COUNT):
         g = gate[q].to(tl.float32)
@@ -370,8 +368,9 @@ def scan_backward(
 ) -> tuple[Tensor, ...]:
     """The 8 gradients and, with `remake`, the output of the forward pass again (else an empty tensor)."""
     (k, b, l, d), n = u.shape, A.shape[-1]
-    padded, spans = launch.lanes * launch.held, launch.spans
-    lanes, channels, steps = padded // HELD, CHANNELS, STEPS
+    padded, spans = launch.states, launch.spans
+    held, channels, steps = max(4, padded // STEPS), CHANNELS, STEPS
+    lanes = padded // held
     u, delta, grad, A = (x.contiguous() for x in (u, delta, grad, A))
     z = z if z.stride(-1) == 1 else z.contiguous()
     parts = triton.cdiv(d, channels)
@@ -418,7 +417,7 @@ def scan_backward(
             K=k,
             N=n,
             NL=lanes,
-            NR=HELD,
+            NR=held,
             BD=channels,
             TT=steps,
             BLOCK=BLOCK,
@@ -426,7 +425,6 @@ def scan_backward(
             CARRY=spans > 1 and not ends,
             OUT=remake,
             num_warps=max(1, k * lanes * channels // 128),
-            maxnreg=REGISTERS,
         )
 
     if spans > 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flexvideo.scan.triton_tile import sigmoid
 
-ROWS, CHANNELS = 16, 64
+ROWS, CHANNELS = 8, 128
 LONG = 256  # rows of a program of the backward pass
 
 

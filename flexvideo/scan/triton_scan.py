@@ -34,7 +34,7 @@ from flexvideo.scan.triton_tile import (
 
 STEPS = 4  # of a tile
 CHANNELS = 32  # of a program
-REGISTERS = None
+REGISTERS = 168  # a thread: 6 programs of 2 warps a multiprocessor
 BLOCK = 64  # steps between two states kept for the backward pass
 
 
@@ -230,44 +230,50 @@ class Launch:
     """How a scan is laid out on the device: a pure function of shape and device.
 
     Args:
-        lanes: lanes a channel.
-        held: states a lane.
-        channels: channels a program.
-        warps: warps a program.
-        span: steps a program.
-        spans: programs along time.
+        lanes: lanes a channel in the forward pass.
+        held: states a lane in the forward pass.
+        span: steps a program where time is split.
+        spans: programs along time where time is split.
+        whole: do not split time in the forward pass.
     """
 
     lanes: int
     held: int
-    channels: int
-    warps: int
     span: int
     spans: int
+    whole: bool
+
+    @property
+    def states(self) -> int:
+        """States of a channel, with padding."""
+        return self.lanes * self.held
 
     @property
     def rows(self) -> int:
-        """Steps with padding."""
+        """Steps, with padding."""
         return self.span * self.spans
 
     @property
     def blocks(self) -> int:
-        """States kept for the backward pass."""
-        return -(-self.rows // BLOCK)
+        """States kept for the backward pass, a channel and direction."""
+        return self.rows // BLOCK
 
 
 def launch_for(k: int, b: int, l: int, d: int, n: int, multiprocessors: int) -> Launch:
-    """The layout for a shape: 16 channels a program, and as many spans as keep every multiprocessor busy."""
-    padded = max(4, triton.next_power_of_2(n))
-    lanes = max(2, padded // 8)
+    """The layout for a shape.
+
+    The backward pass splits time into spans of at least two blocks, up to 40 programs a multiprocessor: 4 run
+    at a time, and many short ones leave the smallest tail. The forward pass does so only where a program for
+    every channel block would leave most of the device idle, since it then takes each exponential twice.
+    """
+    states = max(4, triton.next_power_of_2(n))
+    lanes = min(STEPS, max(2, states // 8))
     programs = b * triton.cdiv(d, CHANNELS)
-    # below 4 programs a multiprocessor the second pass over the exponentials costs less than it gains
-    spans = 1 if programs >= 4 * multiprocessors else triton.cdiv(8 * multiprocessors, programs)
-    spans = max(1, min(spans, l // (2 * BLOCK)))
-    unit = 2 * STEPS if spans == 1 else BLOCK
-    span = triton.cdiv(triton.cdiv(l, spans), unit) * unit
-    warps = max(1, k * lanes * CHANNELS // 64)
-    return Launch(lanes, padded // lanes, CHANNELS, warps, span, triton.cdiv(l, span))
+    blocks = triton.cdiv(l, BLOCK)
+    spans = min(triton.cdiv(40 * multiprocessors, programs), max(1, blocks // 2))
+    span = triton.cdiv(blocks, spans) * BLOCK
+    spans = triton.cdiv(l, span)
+    return Launch(lanes, states // lanes, span, spans, whole=spans == 1 or programs >= 2 * multiprocessors)
 
 
 def scan_forward(
@@ -280,30 +286,28 @@ def scan_forward(
     z: Tensor,
     delta_bias: Tensor,
     *,
-    save: bool,
-    launch: Launch | None = None,
+    launch: Launch,
 ) -> tuple[Tensor, Tensor]:
-    """The gated scan and, with `save`, the states before every BLOCK steps (k, b, blocks, NP, d)."""
+    """The gated scan, and the states before every BLOCK steps (k, b, blocks, NP, d)."""
     (k, b, l, d), n = u.shape, A.shape[-1]
-    launch = launch or launch_for(k, b, l, d, n, multiprocessors(u.device))
-    padded = launch.lanes * launch.held
+    u, delta, A, D, delta_bias = (x.contiguous() for x in (u, delta, A, D, delta_bias))
+    z = z if z.stride(-1) == 1 else z.contiguous()
+    span, spans = (launch.rows, 1) if launch.whole else (launch.span, launch.spans)
     bc = pack(B, C, launch)
     out = torch.empty(b, l, d, dtype=u.dtype, device=u.device)
-    split = launch.spans > 1
-    carry = torch.empty(k, b, launch.spans, padded, d, device=u.device) if split else out
-    decay = torch.empty(k, b, launch.spans, d, device=u.device) if split else out
-    states = torch.empty(k, b, launch.blocks if save else 0, padded, d, device=u.device)
-    z = z if z.stride(-1) == 1 else z.contiguous()
+    carry = torch.empty(k, b, spans, launch.states, d, device=u.device)
+    decay = torch.empty(k, b, spans, d, device=u.device)
+    states = torch.empty(k, b, launch.blocks, launch.states, d, device=u.device)
 
-    def run(*, ends: bool, carried: bool, saved: bool) -> None:
-        scan_kernel[triton.cdiv(d, launch.channels), launch.spans, b](
-            u.contiguous(),
-            delta.contiguous(),
-            A.contiguous(),
+    def run(*, ends: bool) -> None:
+        scan_kernel[triton.cdiv(d, CHANNELS), spans, b](
+            u,
+            delta,
+            A,
             bc,
-            D.contiguous(),
+            D,
             z,
-            delta_bias.contiguous(),
+            delta_bias,
             out,
             carry,
             decay,
@@ -311,7 +315,7 @@ def scan_forward(
             l,
             d,
             launch.rows,
-            launch.span,
+            span,
             launch.blocks,
             z.stride(0),
             z.stride(1),
@@ -319,27 +323,28 @@ def scan_forward(
             N=n,
             NL=launch.lanes,
             NR=launch.held,
-            BD=launch.channels,
+            BD=CHANNELS,
             TT=STEPS,
             BLOCK=BLOCK,
             ENDS=ends,
-            CARRY=carried,
-            SAVE=saved,
-            num_warps=launch.warps,
+            CARRY=spans > 1 and not ends,
+            SAVE=not ends,
+            num_warps=max(1, k * launch.lanes * CHANNELS // 64),
             maxnreg=REGISTERS,
         )
 
-    if split:
-        run(ends=True, carried=False, saved=False)
+    if spans > 1:
+        run(ends=True)
         chain(carry, decay, A, last=False)
-    run(ends=False, carried=split, saved=save)
+    run(ends=False)
     return out, states
 
 
 def pack(B: Tensor, C: Tensor, launch: Launch) -> Tensor:
     """B and C as the kernels read them: (k, b, rows, 2, NP) float32 in reading order, as 64-bit words."""
     k, b, l, n = B.shape
-    padded = launch.lanes * launch.held
+    padded = launch.states
+    # a tile more than the rows: the kernels ask for the next tile before they know that there is none
     out = torch.empty(k * b * launch.rows + STEPS, padded, dtype=torch.int64, device=B.device)
     pack_kernel[triton.cdiv(launch.rows, 32), b, k](
         B, C, out.view(torch.float32), l, launch.rows, n, *B.stride(), *C.stride(), NP=padded, ROWS=32
