@@ -1,5 +1,6 @@
 """Scan backends against the reference, and the reference against arithmetic done by hand."""
 
+import platform
 import threading
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from flexvideo.errors import BackendError, ConfigError
-from flexvideo.scan import available_backends, causal_conv, native, registry, selective_scan
+from flexvideo.scan import available_backends, causal_conv, cpu, native, registry, selective_scan
 
 FAST = ["chunked", "cpu"]
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -233,6 +234,26 @@ def test_cpu_does_not_depend_on_threads_and_repeats():
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names vectors of x86")
+@pytest.mark.parametrize("march", ["x86-64-v3", "x86-64"])
+def test_narrower_vectors(march, tmp_path, monkeypatch):
+    """Other processors compile other branches of the kernel: AVX2, and plain C."""
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\nexec cc "$@" -march={march}\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library = native.library.__wrapped__()
+    monkeypatch.setattr(cpu, "library", lambda: library)
+    for shape in ((2, 2, 70, 40, 16), (1, 1, 5, 3, 5)):
+        assert_agrees(selective_scan, scan_inputs(*shape), "cpu")
+        assert_agrees(causal_conv, conv_inputs(*shape[:4]), "cpu")
+    inputs = [x.detach().clone() for x in scan_inputs(l=40, dtype=torch.float32)]
+    inputs[2].view(torch.int32)[..., 3] = 0x7FFFFFFF
+    expected = selective_scan(*inputs, backend="reference").isnan()
+    assert torch.equal(selective_scan(*inputs, backend="cpu").isnan(), expected)
 
 
 def test_threads_of_the_caller():
