@@ -182,7 +182,9 @@ class VideoMamba(nn.Module, HubMixin):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "device", "dtype", "__class__")}
+        arguments = dict(locals())  # a copy: Python 3.12 changes what it iterates over while it is traced
+        for other in ("self", "device", "dtype", "__class__"):
+            del arguments[other]
         super().__init__()
         self.config: dict[str, Any] = arguments
         if depth < 1:

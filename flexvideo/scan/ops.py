@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from flexvideo.errors import BackendError
 from flexvideo.scan.registry import load
 
 SCAN = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, Tensor delta_bias"
@@ -169,8 +170,21 @@ def _conv_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *torch.ops.flexvideo.causal_conv_backward(grad, *ctx.saved_tensors, ctx.backend), None
 
 
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+    raise BackendError(
+        f"The scan backend {ctx.backend!r} has first derivatives only, and this backward pass needs second "
+        "ones: build the model with scan_backend='reference'."
+    )
+
+
+def _keep_name(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.backend = inputs[-1]
+
+
 torch.library.register_autograd("flexvideo::selective_scan", _scan_gradients, setup_context=_keep_scan)
 torch.library.register_autograd("flexvideo::causal_conv", _conv_gradients, setup_context=_keep_conv)
+for _name in ("selective_scan_backward", "causal_conv_backward"):  # torch would take them for constants
+    torch.library.register_autograd(f"flexvideo::{_name}", _no_second_derivative, setup_context=_keep_name)
 
 Shape = Sequence[int]
 

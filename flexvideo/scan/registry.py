@@ -35,9 +35,7 @@ def backend_for(name: str, device: str, dtype: torch.dtype) -> ModuleType:
     return _loaded[_choose(name, device, dtype)]
 
 
-@torch.compiler.assume_constant_result
 def _choose(name: str, device: str, dtype: torch.dtype) -> str:
-    # a constant to the compiler, which can follow neither imports nor caches; it then finds the module loaded
     if torch.onnx.is_in_onnx_export():
         chosen = "onnx"
     elif name == "auto":
@@ -50,6 +48,11 @@ def _choose(name: str, device: str, dtype: torch.dtype) -> str:
         chosen = name
     load(chosen)
     return chosen
+
+
+# A constant to the compiler, which can follow neither imports nor caches; it then finds the module loaded.
+# `torch.compiler.assume_constant_result` does just this, and imports the whole compiler, which takes seconds.
+_choose._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def load(name: str) -> ModuleType:

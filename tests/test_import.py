@@ -1,0 +1,18 @@
+"""`import flexvideo` loads what it needs and no more: not the compiler, and no extra."""
+
+import json
+import subprocess
+import sys
+
+HEAVY = ("av", "matplotlib", "onnx", "triton", "timm", "transformers", "torchvision", "torch._dynamo")
+SCRIPT = f"""
+import json, sys, torch
+before = set(sys.modules)
+import flexvideo, flexvideo.data
+print(json.dumps([name for name in {HEAVY} if name in set(sys.modules) - before]))
+"""
+
+
+def test_import_is_light() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True)
+    assert json.loads(done.stdout) == []
