@@ -39,9 +39,11 @@ Options = argparse.Namespace
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 after a mistake that a sentence explains."""
     options = _parser().parse_args(arguments)
-    warnings.showwarning = _show_warning
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = _show_warning
+            options.run(options)
     except (FlexVideoError, OSError) as error:
         print(f"flexvideo {options.command}: {error}", file=sys.stderr)
         return 2
@@ -270,7 +272,7 @@ def _demo(options: Options) -> None:
 def _render(path: Path) -> Path:
     """A video of the procedural motion set, so that the demo needs no network and reads a true file."""
     clip = MotionSet("test", seed=0, actions=("wave_left",), per_class=1)
-    write_video(path, clip.sample(0, frames=48, size=256), fps=16)
+    write_video(path, clip.sample(0, frames=48, size=256), fps=16.0)
     return path
 
 

@@ -117,7 +117,7 @@ def _gflops(shadow: nn.Module, clip: Float[Tensor, "1 3 t h w"], patch: int | No
 
 
 def format_table(cells: Sequence[Cell]) -> str:
-    """The cells as a table for an 80-column terminal: one block a policy, one line a geometry.
+    """The cells as a table: one block a policy, one line a geometry.
 
     Example:
         >>> print(format_table([Cell("static-tokens", 8, 96, 7, (14, 14), 98, 1569, 11.5, 410.0, 0.98)]))

@@ -193,7 +193,7 @@ def crop(
         GeometryError: the frames are smaller.
 
     Example:
-        >>> crop(torch.zeros(8, 112, 149, 3, dtype=torch.uint8), (112, 112), position=0).shape
+        >>> crop(torch.zeros(8, 112, 149, 3, dtype=torch.uint8), (112, 112), position=0.0).shape
         torch.Size([8, 112, 112, 3])
     """
     height, width = frames.shape[1:3]

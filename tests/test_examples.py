@@ -1,0 +1,61 @@
+"""The examples run as they are, on small models and clips."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import flexvideo as fv
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def files(tmp_path):
+    model = fv.VideoMamba(img_size=32, patch_size=8, depth=1, embed_dim=32, num_classes=5, num_frames=4)
+    fv.save(model, tmp_path / "model.safetensors")
+    for name in ("a", "b"):
+        fv.write_video(tmp_path / f"{name}.mp4", torch.randint(0, 255, (9, 40, 40, 3), dtype=torch.uint8))
+    return tmp_path
+
+
+def test_any_clip(files, capsys):
+    example("01_any_clip").main(
+        str(files / "model.safetensors"), str(files / "a.mp4"), frames=[3], sizes=[24, 32]
+    )
+    printed = capsys.readouterr().out
+    assert "temporal_pos_embedding" in printed
+    assert printed.count("probability") == 2
+
+
+def test_your_own_model(capsys):
+    example("02_your_own_model").main(steps=2)
+    assert capsys.readouterr().out.count("loss") == 2
+
+
+def test_features_of_a_folder(files, capsys):
+    out = files / "features.safetensors"
+    example("03_features_of_a_folder").main(
+        str(files / "model.safetensors"), str(files), str(out), frames=3, size=24
+    )
+    assert "2 videos" in capsys.readouterr().out
+    assert len(fv.load_features(out)[0]) == 2
+
+
+def test_every_example_is_tested():
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == [
+        "01_any_clip",
+        "02_your_own_model",
+        "03_features_of_a_folder",
+    ]
