@@ -4,6 +4,7 @@ from flexvideo import families_hf as families_hf
 from flexvideo import families_ssm as families_ssm
 from flexvideo import families_timm as families_timm
 from flexvideo import families_torchvision as families_torchvision
+from flexvideo import families_transformers as families_transformers
 from flexvideo.bake import bake as bake
 from flexvideo.checkpoints import describe as describe
 from flexvideo.checkpoints import load as load

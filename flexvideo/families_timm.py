@@ -36,7 +36,8 @@ def timm_vit(host: nn.Module) -> Plan | None:
             "(`patch_embed`), whose grid follows its own strides: make that network flexible, if it can be."
         )
     height, width = as_pair(image, what="img_size")
-    base = Base(None, height, width, sizes[0], pads=bool(find(host, "patch_embed.dynamic_img_pad")))
+    # A patch embedding that takes any size asserts that the patch divides it, or pads.
+    base = Base(None, height, width, sizes[0], pads=not find(host, "patch_embed.strict_img_size"))
     table = find(host, "pos_embed")
     rows: tuple[ClassRow, ...] = () if table is None else ("first",) * (table.shape[1] - tokens)
     counts = ("num_prefix_tokens", "num_reg_tokens", "feature_info")

@@ -74,7 +74,8 @@ class Base:
         tubelet: frames under one token.
         overlap: how many patches long and wide the window of one token is; 1 where patches do not overlap.
         stem: factor by which convolutions shrink a frame before the patch embedding sees it.
-        pads: whether the model pads a frame that the patch does not divide, instead of dropping a remainder.
+        pads: whether the model pads or refuses a frame that the patch does not divide, instead of dropping a
+            remainder.
 
     Raises:
         GeometryError: when a size is not positive, or a frame holds no patch, or is not what `stem` or `pads`

@@ -19,7 +19,7 @@ MARK = 7.0
 """What a class token's row is filled with in the second channel from the last."""
 
 Size = tuple[int, int, int]
-sources = ("cases_ssm", "cases_packages")
+sources = ("cases_ssm", "cases_packages", "cases_transformers")
 """Modules with a list CASES; one that is not there yet adds nothing."""
 
 
@@ -111,6 +111,15 @@ def all_cases() -> Iterator[Case]:
     for source in sources:
         if importlib.util.find_spec(source) is not None:
             yield from importlib.import_module(source).CASES
+
+
+def all_size_free() -> Iterator[tuple[str, Callable[[], nn.Module], str]]:
+    """Name, constructor and what it was checked on, of models that take any size as they are."""
+    for source in sources:
+        if importlib.util.find_spec(source) is not None:
+            module = importlib.import_module(source)
+            checked = getattr(module, "SIZE_FREE_CHECKED", "stand-in")
+            yield from ((name, make, checked) for name, make in module.SIZE_FREE.items())
 
 
 def centres(count: int) -> Tensor:

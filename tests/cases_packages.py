@@ -436,3 +436,4 @@ def naflexvit() -> nn.Module:
 
 
 SIZE_FREE = {"NaFlexViT (timm)": naflexvit}
+SIZE_FREE_CHECKED = checked("timm")

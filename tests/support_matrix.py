@@ -5,12 +5,12 @@ markers of that file.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from cases import POLICIES, Case, all_cases
-from cases_ssm import SIZE_FREE
+from cases import POLICIES, Case, all_cases, all_size_free
+from torch import nn
 
 import flexvideo as fv
 from flexvideo.errors import NothingToFlexError, PlanError
@@ -38,19 +38,19 @@ def row(case: Case) -> tuple[str, ...]:
     return case.name, case.flexes, *ticks, case.checked, case.notes
 
 
-def size_free_row(name: str) -> tuple[str, ...]:
+def size_free_row(name: str, make: Callable[[], nn.Module], checked: str) -> tuple[str, ...]:
     """One line for a model that `make_flexible` refuses because there is nothing to do."""
     try:
-        fv.make_flexible(SIZE_FREE[name]())
+        fv.make_flexible(make())
     except NothingToFlexError:
-        return name, "nothing: takes any size", *[""] * len(POLICIES), "stand-in", ""
+        return name, "nothing: takes any size", *[""] * len(POLICIES), checked, ""
     raise AssertionError(f"{name} was made flexible")
 
 
 @torch.no_grad()
 def markdown(cases: Iterable[Case]) -> str:
     """The table for some cases, and for the models that take any size as they are."""
-    rows = [row(case) for case in cases] + [size_free_row(name) for name in SIZE_FREE]
+    rows = [row(case) for case in cases] + [size_free_row(*case) for case in all_size_free()]
     rule = tuple("---" if name not in POLICIES else ":-:" for name in HEADER)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADER, rule, *rows))
 

@@ -16,7 +16,26 @@ from torch import Tensor, nn
 import flexvideo as fv
 from flexvideo.errors import GeometryError, NothingToFlexError, PlanError, UnsupportedModelError
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+VARIANTS = (
+    *(
+        "DINOv2, backbone",
+        "V-JEPA 2 (",
+        "ViT, padded",
+        "ViT, dynamic",
+        "ViT, registers with",
+        "ViT, no class",
+    ),
+    *("DeiT", "FlexiViT", "Hiera, video, joint", "Hiera, images"),
+)
+"""Kinds of a model of which another is tested in every run; the gallery and the coordinates have them all."""
+every_case = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.name.startswith(VARIANTS) else [])
+        for case in CASES
+    ],
+)
+WITH_PATCHES = [case for case in CASES if case.patch is not None and case.base[1] < 224]
 PROBES = [(case, probe) for case in CASES for probe in case.probes]
 
 
@@ -58,6 +77,13 @@ def test_baked_and_copied(case: Case) -> None:
                 parameter.zero_()
         assert torch.equal(case.call(twin, x), expected)
         baked = twin
+
+
+@pytest.mark.parametrize("side", [37, 45])
+@pytest.mark.parametrize("case", WITH_PATCHES, ids=lambda case: case.name)
+def test_static_tokens_where_patches_leave_a_remainder(case: Case, side: int) -> None:
+    model = fv.make_flexible(case.build())
+    assert case.call(model, case.clip((case.base[0], side, side + 3))).isfinite().all()
 
 
 @every_case

@@ -1,0 +1,241 @@
+"""Video transformers from repositories without packages that are recognised.
+
+The facts of each are in the file that its docstring names; see `flexvideo.families` for what an entry is.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from flexvideo.errors import GeometryError, UnsupportedModelError
+from flexvideo.families import (
+    SizeFree,
+    cached_sizes,
+    conv_sizes,
+    find,
+    frame_count,
+    patch_size,
+    register_family,
+)
+from flexvideo.geometry import Base, Geometry, as_pair
+from flexvideo.plan import Plan, State, Table
+
+
+@register_family("TimeSformer")
+def timesformer(host: nn.Module) -> Plan | None:
+    """TimeSformer, and the module around it that its repository builds.
+
+    By itself it resizes its tables to the nearest row; flexible, they have the clip's size already.
+
+    Source: facebookresearch/TimeSformer, timesformer/models/vit.py.
+    """
+    if find(host, "model.attention_type") is not None and isinstance(find(host, "num_patches"), int):
+        return _around(host, _timesformer(find(host, "model")))
+    return _timesformer(host)
+
+
+def _around(host: nn.Module, inner: Plan | None) -> Plan | None:
+    if inner is None:
+        return None
+    plan = inner.within("model")
+    return replace(plan, state=(*plan.state, *cached_sizes(host, "", plan.base)))
+
+
+def _timesformer(host: nn.Module) -> Plan | None:
+    image, sizes = find(host, "patch_embed.img_size"), conv_sizes(host, "patch_embed.proj")
+    if find(host, "attention_type") is None or sizes is None or image is None:
+        return None
+    time = find(host, "time_embed")
+    base = Base(None if time is None else time.shape[1], *as_pair(image, what="img_size"), sizes[0])
+    return Plan(
+        base=base,
+        patch_embeds=("patch_embed.proj",),
+        tables=(
+            Table("pos_embed", axes="space", class_rows=("first",)),
+            *(() if time is None else (Table("time_embed", axes="time"),)),
+        ),
+        state=cached_sizes(host, "patch_embed", base),
+        entries=("forward", "forward_features"),
+    )
+
+
+@register_family("AIM")
+def aim(host: nn.Module) -> Plan | None:
+    """AIM: CLIP's image encoder over frames, whose temporal table is added to the class tokens too.
+
+    Source: taoyang1122/adapt-image-models, mmaction/models/backbones/vit_clip.py.
+    """
+    sizes, time = conv_sizes(host, "conv1"), find(host, "temporal_embedding")
+    frames, side = find(host, "num_frames"), find(host, "input_resolution")
+    if sizes is None or not isinstance(time, Tensor) or frames is None or side is None:
+        return None
+    blocks = range(len(find(host, "transformer.resblocks")))
+    owners = ("", *(f"transformer.resblocks.{index}." for index in blocks))
+    return Plan(
+        base=Base(frames, side, side, sizes[0]),
+        patch_embeds=("conv1",),
+        tables=(
+            Table("positional_embedding", axes="space", dim=0, class_rows=("first",)),
+            Table("temporal_embedding", axes="time"),
+        ),
+        state=tuple(State(f"{owner}num_frames", frame_count) for owner in owners),
+        fixed=("input_resolution",),  # read when it is built only
+    )
+
+
+def steps_of_squares(geometry: Geometry, stored: int) -> int:
+    """Tokens along time, for a host that takes the root of the tokens of a step for its rows.
+
+    Raises:
+        GeometryError: when there are not as many rows as columns.
+    """
+    rows, columns = geometry.grid
+    if rows != columns:
+        raise GeometryError(
+            f"This model takes every grid for a square one, and cannot run {rows} x {columns} tokens: use "
+            "square clips and patches."
+        )
+    return geometry.steps
+
+
+@register_family("UniFormerV2")
+def uniformerv2(host: nn.Module) -> Plan | None:
+    """UniFormerV2: CLIP's image encoder with convolutions over time; square grids.
+
+    Source: OpenGVLab/UniFormerV2, slowfast/models/uniformerv2_model.py.
+    """
+    sizes, steps = conv_sizes(host, "conv1"), find(host, "transformer.T")
+    side = find(host, "input_resolution")
+    if sizes is None or not isinstance(steps, int) or side is None:
+        return None
+    patch, tubelet = sizes
+    return Plan(
+        base=Base(steps * tubelet, side, side, patch, tubelet),
+        patch_embeds=("conv1",),
+        tables=(Table("positional_embedding", axes="space", dim=0, class_rows=("first",)),),
+        state=(State("transformer.T", steps_of_squares),),
+        fixed=("input_resolution",),  # read when it is built only
+    )
+
+
+@register_family("UniFormer")
+def uniformer(host: nn.Module) -> SizeFree | None:
+    """UniFormer: positions by depthwise convolutions, which are called `pos_embed`.
+
+    Source: Sense-X/UniFormer, video_classification/slowfast/models/uniformer.py.
+    """
+    convolution = find(host, "blocks1.0.pos_embed")
+    if not isinstance(convolution, nn.Module) or conv_sizes(host, "patch_embed4.proj") is None:
+        return None
+    return SizeFree("has no table of positions, and takes clips of any size.")
+
+
+@register_family("Video Swin, Omnivore")
+def video_swin(host: nn.Module) -> SizeFree | None:
+    """Video Swin and Omnivore's trunk: tables for windows, which a small grid cuts.
+
+    Source: SwinTransformer/Video-Swin-Transformer, mmaction/models/backbones/swin_transformer.py;
+    facebookresearch/omnivore, models/swin_transformer_3d.py.
+    """
+    index, window = "layers.0.blocks.0.attn.relative_position_index", find(host, "window_size")
+    if find(host, index) is None or not isinstance(window, tuple | list) or len(window) != 3:
+        return None
+    return SizeFree(
+        "takes clips of any size, and places tokens rightly where the grid of its last stage, a 32nd of the "
+        f"frame, is no smaller than its window of {window[1]} x {window[2]} tokens: use larger frames, or "
+        "torchvision's Swin3D, which flexvideo puts right."
+    )
+
+
+@register_family("CAST")
+def cast(host: nn.Module) -> Plan | None:
+    """CAST: CLIP over every second frame and VideoMAE over all, with tables for both in every block.
+
+    Source: KHU-VLL/CAST, models/bidir_modeling_crossattn.py.
+    """
+    image, sizes = find(host, "patch_embed.img_size"), conv_sizes(host, "patch_embed.proj")
+    if conv_sizes(host, "clip_conv1") is None or sizes is None or image is None:
+        return None
+    base = Base(find(host, "num_frames"), *as_pair(image, what="img_size"), *sizes)
+    blocks = tuple(f"blocks.{index}" for index in range(len(find(host, "blocks"))))
+    kinds = ("clip", "vmae")
+    return Plan(
+        base=base,
+        patch_embeds=("patch_embed.proj", "clip_conv1"),
+        tables=(
+            Table("clip_positional_embedding", axes="space", dim=0, class_rows=("first",)),
+            Table("pos_embed", axes="joint"),
+            *(
+                Table(f"{b}.s2t_cross.{kind}_space_pos", axes="space", dim=0)
+                for b in blocks
+                for kind in kinds
+            ),
+            *(Table(f"{b}.t2s_cross.{kind}_time_pos", axes="time", dim=0) for b in blocks for kind in kinds),
+        ),
+        state=(
+            *cached_sizes(host, "", base),
+            *cached_sizes(host, "patch_embed", base),
+            *(State(f"{b}.{part}_cross.num_frames", frame_count) for b in blocks for part in ("s2t", "t2s")),
+        ),
+        entries=("forward", "forward_features"),
+    )
+
+
+def grid_that_stays(geometry: Geometry, stored: Any) -> Any:
+    """Rows and columns of tokens, for a host with relative positions of one grid.
+
+    Raises:
+        GeometryError: when the grid is another.
+    """
+    if geometry.grid != tuple(stored):
+        raise GeometryError(
+            f"This model has relative positions for a grid of {stored[0]} x {stored[1]} tokens only, and "
+            f"cannot run {geometry.grid[0]} x {geometry.grid[1]}: use the policy static-tokens, or temporal."
+        )
+    return stored
+
+
+@register_family("EVL")
+def evl(host: nn.Module) -> Plan | None:
+    """EVL: a decoder over the frames that CLIP encodes; with cross attention, of one grid.
+
+    Source: OpenGVLab/efficient-video-recognition, model.py and vision_transformer.py.
+    """
+    backbone, layers = find(host, "backbone"), find(host, "decoder.decoder_layers")
+    if layers is None or backbone is None:
+        return None
+    if isinstance(backbone, list):
+        raise UnsupportedModelError(
+            f"{type(host).__name__} keeps its frozen backbone in a list, where its parts have no names: take "
+            "it out first, `model.backbone = model.backbone[0]`, which its forward understands."
+        )
+    patch, table = find(host, "backbone.patch_embed.patch_size"), find(host, "backbone.pos_embed")
+    if patch is None or table is None:
+        return None
+    side = math.isqrt(len(table) - 1)
+    attention = [f"decoder.cross_attention.{index}" for index in range(len(layers))]
+    attention = attention if find(host, "decoder.cross_attention") is not None else []
+    grid = find(host, f"{attention[0]}.spatial_size") if attention else (side, side)
+    times = find(host, "decoder.temporal_pos_embed")
+    frames = None if times is None else len(times[0])
+    return Plan(
+        base=Base(frames, grid[0] * patch[0], grid[1] * patch[1], patch, pads=True),
+        patch_embeds=("backbone.patch_embed.proj",),
+        tables=(
+            Table("backbone.pos_embed", axes="space", dim=0, class_rows=("first",)),
+            *(
+                Table(f"decoder.temporal_pos_embed.{index}", axes="time", dim=0)
+                for index in range(len(times or ()))
+            ),
+        ),
+        state=(
+            State("backbone.patch_embed.patch_size", patch_size),
+            *(State(f"{layer}.spatial_size", grid_that_stays) for layer in attention),
+        ),
+        fixed=(
+            "backbone.num_patches",  # read when it is built only
+            *(f"{layer}.{name}" for layer in attention for name in ("w1", "w2", "idx_tensor")),
+        ),
+    )
