@@ -1,4 +1,4 @@
-"""What the Triton kernels must do: run on a GPU by pytest, and on the CPU by Triton's interpreter as a script."""
+"""What the Triton kernels must do: run by pytest on a GPU, and as a script in Triton's interpreter."""
 
 import sys
 
@@ -12,7 +12,7 @@ SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 LOW = {"u", "delta", "B", "C", "z", "x"}
 # dtype -> relative error of outputs, of gradients
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float16: (2e-3, 4e-3), torch.bfloat16: (1e-2, 1e-2)}
-# k, b, l, d, n: odd, prime and single lengths, channels that fill no program, one direction, few and many states
+# k, b, l, d, n: odd, prime and single lengths, part-filled programs, one direction, few and many states
 SMALL = [(2, 1, 21, 20, 16), (2, 2, 1, 3, 5), (1, 2, 9, 6, 16), (2, 1, 13, 2, 33), (1, 1, 66, 4, 2)]
 SPLIT = (2, 1, 150, 3, 16)
 

@@ -10,6 +10,10 @@ which is found again on the way; as forward, whichever direction comes second to
 
 A short batch is split into spans as in the forward pass: one pass finds what each span hands back of a zero
 gradient, and the same chain over the spans gives the gradient with which each begins.
+
+Counted on an H100, 16 x 3137 tokens: 42 instructions an update, so 2.3 ms at one a clock; it takes 7.0. With
+255 registers a thread (2.7 of the 42 are spills) two warps a scheduler issue 40 % of the time; a third of the
+stalls wait for memory, a tenth for instructions. Tried and slower: two channels a thread, fewer registers.
 """
 
 import torch
@@ -78,7 +82,7 @@ def backward_kernel(
 ):
     """One span of the backward pass: with ENDS only what it hands back of a zero gradient.
 
-    carry, decay: as forward. scratch: BLOCK / TT states a channel for every program. da (b * spans, k, d, NP),
+    carry, decay: as forward. scratch: BLOCK / TT states a channel, a program. da (b * spans, k, d, NP),
     dskip and dbias (b * spans, k, d), dbc (channel blocks, k, b, rows, 2, NP): sums of this program.
     """
     NP: tl.constexpr = NL * NR

@@ -11,6 +11,12 @@ output, and gates. The reverse direction is negative strides.
 A short batch has too few channels to fill the device. Then time is split into spans: one pass finds what
 each span does to a zero state, a chain over the spans gives the state at which each begins, and the second
 pass is the kernel above. That costs each exponential twice.
+
+Counted on an H100, 16 x 3137 tokens: 10.1 instructions an update, so 0.55 ms at one a clock; it takes 1.17.
+Two warps a scheduler (168 registers a thread, mostly B and C of the next tile) issue 54 % of the time, and
+some schedulers have three. Tried and slower: a lane a channel; one channel a lane (more warps, but 12.5
+instructions); tiles of 8 (the assembler moves the loads of B and C down to their uses unless they cross the
+loop's end).
 """
 
 from dataclasses import dataclass
@@ -209,7 +215,7 @@ def chain_kernel(
     BD: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """Replace what each span leaves of a zero state by the state with which it begins (LAST: ends) in truth."""
+    """Replace what each span leaves of a zero state by the state it truly begins (LAST: ends) with."""
     d = tl.program_id(0) % tl.cdiv(D, BD) * BD + tl.arange(0, BD)
     n, k = tl.program_id(0) // tl.cdiv(D, BD), tl.program_id(2)
     kb = k.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
