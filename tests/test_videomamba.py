@@ -59,7 +59,19 @@ def error(a, b):
 
 @pytest.mark.parametrize("backend", ["reference", "chunked", "cpu"])
 def test_forward_and_backward_of_the_official_model(golden, backend):
+    agrees_with_the_official_model(golden, backend, device="cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "mamba-ssm", "chunked"])
+def test_forward_and_backward_of_the_official_model_on_a_gpu(golden, backend, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    agrees_with_the_official_model(golden, backend, device="cuda")
+
+
+def agrees_with_the_official_model(golden, backend, *, device):
     model, tensors = official(golden, scan_backend=backend)
+    model, tensors = model.to(device), {key: value.to(device) for key, value in tensors.items()}
     assert error(model.forward_features(tensors["input"]), tensors["features"]) < 2e-6
     logits = model(tensors["input"])
     assert error(logits, tensors["logits"]) < 2e-6
