@@ -48,7 +48,7 @@ def compiles(case: Case, sizes: tuple[Size, ...]) -> None:
         torch._dynamo.reset()
         compiled = torch.compile(model, backend="aot_eager", dynamic=False)
         for clip, output in zip(clips, expected, strict=True):
-            torch.testing.assert_close(compiled(clip), output, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(case.call(compiled, clip), output, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.unchecked
