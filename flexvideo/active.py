@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from operator import index
 from typing import Any, get_args
 
 import torch
@@ -121,11 +122,9 @@ class Flex:
                 f"shape {tuple(clip.shape)}, which has {sizes['c']}."
                 + "".join(f" For {other} give a plan with layout={other!r}." for other in others)
             )
-        # int and hash make torch.export and torch.compile specialise on the sizes, which decide on shapes
-        # everywhere: half-symbolic ones take inductor minutes.
-        frames, height, width = int(sizes.get("t", 1)), int(sizes["h"]), int(sizes["w"])
-        hash((frames, height, width))
-        return frames, height, width
+        # `index`, unlike `int`, makes torch.export and torch.compile specialise on the sizes, which decide on
+        # shapes everywhere: half-symbolic ones take inductor minutes.
+        return index(sizes.get("t", 1)), index(sizes["h"]), index(sizes["w"])
 
 
 def sequence_number() -> int:

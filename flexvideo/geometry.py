@@ -29,7 +29,7 @@ def as_pair(value: Size, *, what: str = "patch") -> tuple[int, int]:
     """
     pair = (value, value) if isinstance(value, int) else value
     if (
-        not isinstance(pair, tuple | list)
+        not isinstance(pair, (tuple, list))  # torch 2.9 compiles no union
         or len(pair) != 2
         or not all(isinstance(side, int) and side >= 1 for side in pair)
     ):
