@@ -56,7 +56,8 @@ def assert_agrees(function, inputs, names, dtype):
 
 
 def error(a, b):
-    return float((a.detach().double() - b.detach()).norm() / b.detach().norm())
+    # The gradient of A at length 1 is exactly zero, which nothing can be relative to.
+    return float((a.detach().double() - b.detach()).norm() / b.detach().norm().clamp(min=1e-6))
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
@@ -97,7 +98,6 @@ def test_operator_contract():
 
 
 def test_official_numbers(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     with safe_open(GOLDEN, "pt") as file:
         config = json.loads(file.metadata()["config"])
