@@ -117,6 +117,13 @@ def vit(host: nn.Module) -> Plan | None:
     return _with_classifier(host, ("ViTModel",), ("ViTForImageClassification",), _image)
 
 
+def patch_configuration(geometry: Geometry, stored: Any) -> Any:
+    """Copy of the configuration with the patch in force, by which a backbone gives its maps their shape."""
+    sized = copy.copy(stored)
+    sized.patch_size = geometry.patch if patch_side(geometry, 0) is None else geometry.patch[0]
+    return sized
+
+
 @register_family("DINOv2 of transformers")
 def dinov2(host: nn.Module) -> Plan | None:
     """DINOv2 for images, with registers or without, its classifiers and backbones too.
@@ -128,7 +135,10 @@ def dinov2(host: nn.Module) -> Plan | None:
     """
     kinds = ("Dinov2", "Dinov2WithRegisters")
     bare = tuple(f"{kind}{part}" for kind in kinds for part in ("Model", "Backbone"))
-    return _with_classifier(host, bare, tuple(f"{kind}ForImageClassification" for kind in kinds), _image)
+    found = _with_classifier(host, bare, tuple(f"{kind}ForImageClassification" for kind in kinds), _image)
+    if found is None or not class_named(host, "transformers", *(f"{kind}Backbone" for kind in kinds)):
+        return found
+    return replace(found, state=(*found.state, State("config", patch_configuration)))
 
 
 def _image(host: Any) -> Plan:

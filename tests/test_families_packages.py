@@ -9,7 +9,7 @@ import pytest
 import test_families_ssm as contract
 import torch
 from cases import Case, Probe
-from cases_packages import CASES, DIM, HF, SIZE_FREE, TIMM, hf, timm_vit
+from cases_packages import CASES, DIM, HF, SIZE_FREE, TIMM, TRANSFORMERS, hf, timm_vit
 from packages import package
 from torch import Tensor, nn
 
@@ -83,7 +83,8 @@ def test_baked_and_copied(case: Case) -> None:
 @pytest.mark.parametrize("case", WITH_PATCHES, ids=lambda case: case.name)
 def test_static_tokens_where_patches_leave_a_remainder(case: Case, side: int) -> None:
     model = fv.make_flexible(case.build())
-    assert case.call(model, case.clip((case.base[0], side, side + 3))).isfinite().all()
+    x = case.clip((case.base[0], side, side + 3))
+    assert case.call(model, x).isfinite().all()
 
 
 @every_case
@@ -164,6 +165,24 @@ class TestTransformers:
         assert read == [(8, 32)]
         assert layer.config is model.config
         assert (layer.config.num_frames, layer.config.image_size) == (4, 32)
+
+    @pytest.mark.parametrize("case", TRANSFORMERS, ids=lambda case: case.name)
+    def test_no_size_is_read_from_a_configuration_that_stays(self, case: Case) -> None:
+        """Sizes in those that do not follow are replaced by what cannot be counted with."""
+        model = case.build()
+        plan = fv.plan_for(model)
+        fv.make_flexible(model, policy=plan.policies[-1])
+        expected = case.call(model, case.clip(case.sizes[0]))
+        following = {state.name for state in plan.state}
+        for path, module in model.named_modules():
+            if "config" in vars(module) and f"{path}.config".lstrip(".") not in following:
+                module.config = copy.copy(module.config)
+                for name in ("image_size", "crop_size", "patch_size", "num_frames", "frames_per_clip"):
+                    if name in vars(module.config):
+                        vars(module.config)[name] = object()
+        if "pre-training" in case.name:  # it paints patches, whose size stays
+            vars(model.config)["patch_size"] = 4
+        assert torch.equal(case.call(model, case.clip(case.sizes[0])), expected)
 
     @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
     @pytest.mark.parametrize("reentrant", [True, False])
