@@ -52,6 +52,10 @@ class Flex:
         self.active = Active()
         self._runs: deque[tuple[int, int, Geometry]] = deque(maxlen=_REMEMBERED)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the graph numbers of this process, which mean nothing in another."""
+        return {**vars(self), "_runs": deque(maxlen=_REMEMBERED)}
+
     def ran(self, first: int, geometry: Geometry) -> None:
         """Remember the nodes of the autograd graph that an entry point made, from a sequence number on."""
         if not torch.compiler.is_compiling() and torch.is_grad_enabled():

