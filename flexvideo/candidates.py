@@ -23,7 +23,7 @@ class StoredTensor:
 
     Args:
         name: dotted path from the model.
-        label: its own name, or that of the list it is in.
+        label: its own name, or that of the list or embedding it is in.
         shape: its shape.
         kind: "parameter", "buffer" or "attribute".
     """
@@ -50,7 +50,8 @@ def position_tensors(model: nn.Module) -> Iterator[StoredTensor]:
             ("attribute", module.__dict__),
         ):
             for name, value in store.items():
-                label = path.rpartition(".")[2] if isinstance(module, nn.ParameterList) else name
+                named_by_path = isinstance(module, nn.ParameterList | nn.Embedding)
+                label = path.rpartition(".")[2] if named_by_path else name
                 if isinstance(value, Tensor) and _POSITIONS.search(label):
                     yield StoredTensor(f"{path}.{name}" if path else name, label, tuple(value.shape), kind)
 

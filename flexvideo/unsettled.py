@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flexvideo.errors import UnsupportedModelError
+from flexvideo.families import find
 from flexvideo.plan import Plan, alike
 
 _SIZE = re.compile(
@@ -20,6 +21,7 @@ _NOT_A_CLIP = re.compile(
 _TABLE = re.compile(r"(^|_)pos|temporal|time|frame|spatial|space|table|embed|bias", re.IGNORECASE)
 _TIME = re.compile(r"temporal|time|frame", re.IGNORECASE)
 _SMALLEST = 2  # a 1 is the size of everything
+_NAMED_BY_PATH = (nn.Embedding, nn.ParameterList, nn.ParameterDict)  # their own names for tensors say nothing
 
 
 def unsettled(model: nn.Module, plan: Plan) -> tuple[str, ...]:
@@ -27,7 +29,7 @@ def unsettled(model: nn.Module, plan: Plan) -> tuple[str, ...]:
 
     A number counts when its name is that of a size and its value one of the base's; a tensor when one of its
     dimensions is the number of tokens, or by its name of steps, and a parameter only when it also has the
-    name of a table. The layers of torch itself are not looked at.
+    name or the shape of a table. Of the layers of torch itself, embeddings alone are looked at.
 
     Args:
         model: the model that the plan is for.
@@ -42,14 +44,21 @@ def unsettled(model: nn.Module, plan: Plan) -> tuple[str, ...]:
     """
     settled = {*(table.name for table in plan.tables), *(state.name for state in plan.state), *plan.fixed}
     sizes = _sizes(plan)
+    widths = {find(model, f"{path}.weight").shape[0] for path in plan.patch_embeds}
     found: dict[str, list[str]] = {}
     for path, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn.modules") or f"{path}.weight" in plan.parameters:
+        named_by_path = isinstance(module, _NAMED_BY_PATH)
+        of_torch = type(module).__module__.startswith("torch.nn.modules") and not named_by_path
+        if of_torch or path in plan.patch_embeds:
             continue
         for name, value in _stored(module):
             full = f"{path}.{name}" if path else name
             top = f"{path}.{name.partition('.')[0]}" if path else name.partition(".")[0]
-            if not {full, top} & settled and _is_a_size(name, value, sizes, plan):
+            label = path.rpartition(".")[2] if named_by_path else name
+            if {full, top} & settled or (named_by_path and not isinstance(value, Tensor)):
+                continue
+            rows = _rows(value, widths, matrices=not isinstance(module, nn.Embedding))
+            if _is_a_size(label, value, sizes, plan) or _may_be_positions(rows, plan):
                 shown = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"= {value!r}"
                 found.setdefault(shown, []).append(full)
     return tuple(f"{name} {shown}" for shown, names in found.items() for name in alike(names))
@@ -117,6 +126,28 @@ def _is_a_size(name: str, value: Any, sizes: set[Any], plan: Plan) -> bool:
     if isinstance(value, int):
         return value >= _SMALLEST and value in sizes
     return isinstance(value, tuple | list) and _plain(value) and tuple(value) in sizes
+
+
+def _rows(value: Any, widths: set[int], *, matrices: bool) -> int:
+    """Rows of a parameter that has the shape of a table, whatever its name: vectors as wide as a token.
+
+    Args:
+        value: anything.
+        widths: of a token.
+        matrices: whether a parameter of two dimensions may be a matrix, and so no table.
+    """
+    if not isinstance(value, nn.Parameter) or value.ndim < (3 if matrices else 2):
+        return 0
+    *around, rows = sorted(value.shape[:-1])
+    return rows if value.shape[-1] in widths and set(around) <= {1} else 0
+
+
+def _may_be_positions(rows: int, plan: Plan) -> bool:
+    """Whether a table has a row for each token or step; one over time has any where no length is known."""
+    tokens, steps = plan.base.grid[0] * plan.base.grid[1], plan.base.steps
+    counts = {count + extra for count in (tokens, tokens * (steps or 1)) for extra in range(3)}
+    over_time = rows == steps or (steps is None and "t" in plan.layout)
+    return rows >= _SMALLEST and (rows in counts or over_time)
 
 
 def _plain(values: tuple[Any, ...] | list[Any]) -> bool:
