@@ -214,7 +214,7 @@ def _check_videos(options: Options) -> None:
         annotations=options.annotations,
     )
     with _bar("videos", len(videos)) as bar:
-        check = check_videos(videos, progress=lambda done, total: bar.update(done - bar.n))
+        check = check_videos(videos, progress=_progress(bar))
     print(check)
     if options.good:
         write_list(options.good, check.good)
@@ -239,7 +239,7 @@ def _features(options: Options) -> None:
             size=options.size,
             batch=options.batch,
             on_error="skip" if options.skip_unreadable else "raise",
-            progress=lambda done, total: bar.update(done - bar.n),
+            progress=_progress(bar),
         )
     save_features(options.out, names, features)
     print(f"{len(names)} of {len(options.videos)} videos, {features.shape[1]} numbers each: {options.out}")
@@ -283,8 +283,15 @@ def _demo_model(options: Options) -> VideoMamba:
     return make_flexible(videomamba_tiny(num_classes=400, num_frames=8).eval(), rule=options.rule)
 
 
-def _bar(unit: str, total: int) -> "tqdm[None]":
+def _bar(unit: str, total: int) -> tqdm:
     return tqdm(total=total, unit=f" {unit}", file=sys.stderr, disable=None, leave=False)
+
+
+def _progress(bar: tqdm) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        bar.update(done - bar.n)
+
+    return progress
 
 
 if __name__ == "__main__":

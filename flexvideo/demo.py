@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from flexvideo.discover import plan_for
 from flexvideo.geometry import Geometry
+from flexvideo.models import VideoMamba
 from flexvideo.policy import Policy, policy_of
 from flexvideo.swap import make_flexible
 
@@ -40,7 +41,7 @@ class Cell:
 
 
 def run_grid(
-    model: nn.Module,
+    model: VideoMamba,
     read: ClipReader,
     *,
     policies: Sequence[str | Policy],
@@ -53,7 +54,7 @@ def run_grid(
     base patch, and their rows would repeat those of "static-patch".
 
     Args:
-        model: a flexible model whose `forward_features` returns one feature vector a clip, (1, d).
+        model: a flexible model.
         read: `read(frames, size)` gives the clip as (1, 3, frames, size, size).
         policies: names or policies, in the order of the table.
         frames: frame counts T.
@@ -104,12 +105,13 @@ def _cell(
 
 @torch.inference_mode()
 def _feature(
-    model: nn.Module, clip: Float[Tensor, "1 3 t h w"], *, patch: int | None
+    model: VideoMamba, clip: Float[Tensor, "1 3 t h w"], *, patch: int | None
 ) -> Float[Tensor, "1 d"]:
-    return model.forward_features(clip, patch=patch)
+    features: Callable[..., Tensor] = model.forward_features  # takes `patch` since the model is flexible
+    return features(clip, patch=patch)
 
 
-def _gflops(shadow: nn.Module, clip: Float[Tensor, "1 3 t h w"], patch: int | None) -> float:
+def _gflops(shadow: VideoMamba, clip: Float[Tensor, "1 3 t h w"], patch: int | None) -> float:
     """Count 2 x multiply-accumulate on the meta device, where a forward pass costs no arithmetic."""
     with FlopCounterMode(display=False) as counter:
         _feature(shadow, clip.to("meta"), patch=patch)

@@ -37,12 +37,14 @@ def plot_grid(cells: Sequence[Cell], path: str | Path, *, title: str) -> Path:
     policies = list(dict.fromkeys(cell.policy for cell in cells))
     figure = Figure(figsize=(2.5 * len(policies) + 0.8, 6.2), layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplot_mosaic([policies, ["cost"] * len(policies)], height_ratios=[1, 1.25])
+    grid = figure.add_gridspec(2, len(policies), height_ratios=[1, 1.25])
     low = min(cell.cosine for cell in cells)
-    for policy in policies:
-        _heat_map([cell for cell in cells if cell.policy == policy], axes[policy], low=low)
-    axes[policies[0]].set_ylabel("frames T")
-    _cost(cells, axes["cost"])
+    for column, policy in enumerate(policies):
+        axes = figure.add_subplot(grid[0, column])
+        _heat_map([cell for cell in cells if cell.policy == policy], axes, low=low)
+        if column == 0:
+            axes.set_ylabel("frames T")
+    _cost(cells, figure.add_subplot(grid[1, :]))
     figure.savefig(path, dpi=130)
     return Path(path)
 
