@@ -98,18 +98,35 @@ def save_features(path: str | Path, names: Sequence[str], features: Float[Tensor
         features: any number of rows.
 
     Raises:
-        ConfigError: another ending, or not one name for each row.
+        ConfigError: another ending, a folder that is not there, or not one name for each row.
 
     Example:
         >>> save_features("f.npz", ["a.mp4", "b.mp4"], torch.zeros(2, 192))  # doctest: +SKIP
     """
     if len(names) != len(features):
         raise ConfigError(f"{len(names)} names were given for {len(features)} rows of features.")
+    require_features_file(path)
     if _ending(path) == ".npz":
         numpy = _numpy()
         numpy.savez(path, names=numpy.array(names, dtype=numpy.str_), features=features.numpy())
     else:
         save_file({"features": features.contiguous()}, path, metadata={"names": json.dumps(list(names))})
+
+
+def require_features_file(path: str | Path) -> None:
+    """Say that features cannot be kept at a path before the work for them is done.
+
+    Args:
+        path: as for `save_features`.
+
+    Raises:
+        ConfigError: another ending, or a folder that is not there.
+        MissingExtraError: `.npz` without NumPy.
+    """
+    if _ending(path) == ".npz":
+        _numpy()
+    if not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}.")
 
 
 def load_features(path: str | Path) -> tuple[list[str], Float[Tensor, "n d"]]:

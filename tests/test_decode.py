@@ -285,6 +285,17 @@ def test_nothing_to_write(tmp_path: Path) -> None:
         write_video(tmp_path / "none" / "a.mp4", videos.pictures(1))
 
 
+@pytest.mark.unchecked
+def test_what_h264_does_not_take(tmp_path: Path) -> None:
+    for name, height, width in (("a.webm", 16, 16), ("a.gif", 16, 16), ("a.mp4", 2, 40_000)):
+        with pytest.raises(VideoError, match=rf"{name} cannot be written as a video: .*libx264"):
+            write_video(tmp_path / name, torch.zeros(1, height, width, 3, dtype=torch.uint8))
+    with pytest.raises(VideoError, match=r"frames must be uint8, 0 to 255, got torch\.float32"):
+        write_video(tmp_path / "a.mp4", torch.zeros(1, 16, 16, 3))
+    with pytest.raises(VideoError, match="got 1 frames of 16 x 16 at inf a second"):
+        write_video(tmp_path / "a.mp4", torch.zeros(1, 16, 16, 3, dtype=torch.uint8), fps=float("inf"))
+
+
 def test_without_pyav(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'flexvideo\[video\]'"):

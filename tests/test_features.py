@@ -183,6 +183,9 @@ def test_npz_is_plain_numpy(tmp_path: Path) -> None:
 def test_file_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"kept in \.safetensors or \.npz files; .*f\.csv ends in neither"):
         save_features(tmp_path / "f.csv", ["a"], torch.ones(1, 2))
+    for name in ("f.npz", "f.safetensors"):
+        with pytest.raises(ConfigError, match=rf"{name} cannot be written: there is no folder .*nowhere"):
+            save_features(tmp_path / "nowhere" / name, ["a"], torch.ones(1, 2))
     with pytest.raises(ConfigError, match="2 names were given for 1 rows of features"):
         save_features(tmp_path / "f.npz", ["a", "b"], torch.ones(1, 2))
     for ending in (".npz", ".safetensors"):

@@ -56,6 +56,7 @@ def read_clip(
     Raises:
         VideoError: the file is not a readable video, or has no such segment.
         GeometryError: a number of frames, clips or pixels below 1.
+        ConfigError: a `mean` or `std` that does not fit the colours.
 
     Example:
         >>> read_clip("video.mp4", frames=32, size=128).shape  # doctest: +SKIP
@@ -214,12 +215,20 @@ def normalize(
     Args:
         frames: values 0 to 255.
         mean: one number per colour.
-        std: likewise.
+        std: likewise, above 0.
+
+    Raises:
+        ConfigError: not one number for each colour, or a standard deviation that is not positive.
 
     Example:
         >>> normalize(torch.zeros(8, 112, 112, 3, dtype=torch.uint8)).shape
         torch.Size([1, 3, 8, 112, 112])
     """
+    if not len(mean) == len(std) == frames.shape[-1] or min(std) <= 0:
+        raise ConfigError(
+            f"`mean` and `std` need a number for each of {frames.shape[-1]} colours, those of `std` above 0; "
+            f"got {tuple(mean)} and {tuple(std)}."
+        )
     shift, scale = torch.tensor(mean).view(-1, 1, 1, 1), torch.tensor(std).view(-1, 1, 1, 1)
     values = frames.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return values.sub_(255 * shift).div_(255 * scale)[None]

@@ -1,8 +1,10 @@
 """Frames to video files, with PyAV."""
 
+import math
 from fractions import Fraction
 from pathlib import Path
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -26,24 +28,28 @@ def write_video(path: str | Path, frames: UInt8[Tensor, "t h w 3"], *, fps: floa
     """
     av = pyav()
     count, height, width, _ = frames.shape
-    if not frames.numel() or fps <= 0:
+    if not frames.numel() or not 0 < fps < math.inf:
         raise VideoError(
             f"{path} cannot be written: a video needs frames of at least 1 x 1 pixels and a positive rate, "
             f"got {count} frames of {height} x {width} at {fps:g} a second."
         )
+    if frames.dtype != torch.uint8:
+        raise VideoError(f"{path} cannot be written: frames must be uint8, 0 to 255, got {frames.dtype}.")
     target = Path(path).absolute()
     if not target.parent.is_dir():
         raise VideoError(f"{path} cannot be written: there is no directory {target.parent}.")
     try:
-        container = av.open(str(target), "w")
-    except (av.FFmpegError, ValueError) as error:
+        with av.open(str(target), "w") as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(65535))
+            stream.height, stream.width, stream.options = height, width, {"crf": "18"}
+            stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+            for frame in frames:
+                picture = av.VideoFrame(width, height, "rgb24")
+                pixels(picture).copy_(frame)
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode(None))
+    except (
+        av.FFmpegError,
+        ValueError,
+    ) as error:  # H.264 does not fit, or a full disk
         raise VideoError(f"{path} cannot be written as a video: {error}.") from error
-    with container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(65535))
-        stream.height, stream.width, stream.options = height, width, {"crf": "18"}
-        stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
-        for frame in frames:
-            picture = av.VideoFrame(width, height, "rgb24")
-            pixels(picture).copy_(frame)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
