@@ -164,10 +164,8 @@ def _check_table(model: nn.Module, table: Table, plan: Plan) -> None:
         raise PlanError(
             f"`{table.name}` runs over time, and the plan's base has no frames: give its `frames`."
         )
-    shape, dim = tuple(value.shape), table.dim
-    found = shape[dim : dim + len(size)] if table.spread else shape[dim : dim + 1]
-    wanted = size if table.spread else (table.rows(math.prod(size)),)
-    if found != wanted:
+    shape, dim, wanted = tuple(value.shape), table.dim, table.lengths(plan.base)
+    if shape[dim : dim + len(wanted)] != wanted:
         rows = f" and {len(table.class_rows)} class-token rows" if table.class_rows else ""
         raise PlanError(
             f"`{table.name}` of shape {shape} does not fit its place in the plan: {table.axes} of "

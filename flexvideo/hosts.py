@@ -104,16 +104,16 @@ def _follower(name: str, *, inside: bool) -> property:
 
     def set_(self: Any, value: Any) -> None:
         flex: Flex = self._flex
-        if flex.active.geometry is None or isinstance(self._flex_followers[name], Table):
+        if flex.active.geometry is None or _is_base_table(self._flex_followers[name], value, flex):
             self.__dict__[name] = value
             self.__dict__["_flex_stored"] = {**self._flex_stored, name: value}  # replicas share the old one
             return
         # A host that keeps the attribute up to date by itself must come to the same, and leave no trace.
         expected = get(self)
-        if not (torch.equal(value, expected) if isinstance(value, Tensor) else value == expected):
+        if not _same(value, expected):
             raise UnsupportedModelError(
                 f"The forward of {type(self).__name__} sets `{name}` to {value!r}, and the plan has it as "
-                f"{expected!r} at {flex.active.geometry}: correct its State."
+                f"{expected!r} at {flex.active.geometry}: correct its State or Table."
             )
 
     def delete(self: nn.Module) -> None:
@@ -122,6 +122,20 @@ def _follower(name: str, *, inside: bool) -> property:
         del self.__dict__[name]
 
     return property(get, set_, delete)
+
+
+def _is_base_table(follower: Table | State, value: Any, flex: Flex) -> bool:
+    """Whether a value is the table itself at no other size, which a sharded model sets anew in its forward."""
+    if not (isinstance(follower, Table) and isinstance(value, Tensor)):
+        return False
+    lengths = follower.lengths(flex.plan.base)
+    return tuple(value.shape[follower.dim : follower.dim + len(lengths)]) == lengths
+
+
+def _same(value: Any, expected: Any) -> bool:
+    if isinstance(value, Tensor) and isinstance(expected, Tensor):
+        return value.dtype == expected.dtype and torch.equal(value.to(expected.device), expected)
+    return value == expected
 
 
 def _entry(method: Callable[..., Any]) -> Callable[..., Any]:

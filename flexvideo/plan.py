@@ -56,6 +56,11 @@ class Table:
         """Rows of the table that holds so many tokens."""
         return tokens + len(self.class_rows)
 
+    def lengths(self, at: Base | Geometry) -> tuple[int, ...]:
+        """Lengths of the dimensions of the table from `dim` on that hold its tokens."""
+        size = self.size(at)
+        return size if self.spread else (self.rows(math.prod(size)),)
+
     def class_indices(self, tokens: int) -> tuple[int, ...]:
         """Rows at which the class tokens stand among so many others; a middle one precedes token n // 2."""
         first, middle, last = (self.class_rows.count(row) for row in ("first", "middle", "last"))
