@@ -24,8 +24,8 @@ from flexvideo.data.encode import write_video
 from flexvideo.data.lists import write_list
 from flexvideo.data.motion import MotionSet
 from flexvideo.demo import Cell, format_table, run_grid
-from flexvideo.errors import FlexVideoError
-from flexvideo.features import extract_features, save_features
+from flexvideo.errors import ConfigError, FlexVideoError
+from flexvideo.features import extract_features, require_features_file, save_features
 from flexvideo.folder import convert
 from flexvideo.models import VideoMamba, videomamba_tiny
 from flexvideo.plots import plot_grid, require_matplotlib
@@ -222,13 +222,13 @@ def _check_videos(options: Options) -> None:
 
 
 def _features(options: Options) -> None:
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    require_features_file(options.out)
     model = load(
         options.checkpoint,
         filename=options.filename,
         policy=options.policy,
         rule=options.rule,
-        device=device,
+        device=_device(options.device),
     )
     make_flexible(model)
     with _bar("videos", len(options.videos)) as bar:
@@ -243,6 +243,16 @@ def _features(options: Options) -> None:
         )
     save_features(options.out, names, features)
     print(f"{len(names)} of {len(options.videos)} videos, {features.shape[1]} numbers each: {options.out}")
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"Device {name!r} cannot be used here: {reason}.") from error
 
 
 def _demo(options: Options) -> None:

@@ -125,7 +125,7 @@ def _follower(name: str, *, inside: bool) -> property:
 
 
 def _is_base_table(follower: Table | State, value: Any, flex: Flex) -> bool:
-    """Whether a value is the table itself at no other size, which a sharded model sets anew in its forward."""
+    """Whether a value is the table at its base size, which a sharded model sets anew in its forward."""
     if not (isinstance(follower, Table) and isinstance(value, Tensor)):
         return False
     lengths = follower.lengths(flex.plan.base)

@@ -132,6 +132,12 @@ def test_check_videos(tmp_path, video, capsys):
             "5 px is smaller than the model's grid of 14",
         ),
         (["features", "{tmp}/empty.mp4", "--checkpoint", "{tmp}/none.pth", "--out", "f.npz"], "none.pth"),
+        (["features", "a.mp4", "--checkpoint", "a.pth", "--out", "f.csv"], "f.csv ends in neither"),
+        (["features", "a.mp4", "--checkpoint", "a.pth", "--out", "no/f.npz"], "there is no folder"),
+        (
+            ["features", "a.mp4", "--checkpoint", "a.pth", "--out", "f.npz", "--device", "gpu"],
+            "Device 'gpu' cannot be used here: Expected one of cpu, cuda",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, arguments, says):
