@@ -5,10 +5,13 @@ import inspect
 import jaxtyping
 import pytest
 import torch
+from packages import package
 
 from flexvideo import Geometry
 
 torch.set_num_threads(1)
+# Before any test: torch's exporter imports transformers too, and then without a torchvision that works.
+package("transformers")
 
 
 @pytest.fixture(autouse=True)
