@@ -48,7 +48,5 @@ def test_a_table_set_to_something_else_in_a_forward_is_an_error() -> None:
             return 2 * table
 
     host = fv.make_flexible(Doubling(), policy="static-patch", plan=PLAN)
-    with pytest.raises(
-        UnsupportedModelError, match=r"sets `table` to tensor[\s\S]*correct its State or"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"sets `table` to tensor[\s\S]*correct its State or"):
         host(torch.ones(1, 3, 48, 40))
