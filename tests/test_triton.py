@@ -11,15 +11,16 @@ import torch
 
 from flexvideo.scan import available_backends, causal_conv, selective_scan
 
-installed = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-if importlib.util.find_spec("triton") is not None:
+# On Linux the test extra brings Triton, and a test without it must fail; it has no wheels for other systems.
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="Triton has wheels for Linux alone")
+if sys.platform == "linux":
     import triton_cases as cases
 
 HERE = Path(__file__).parent
 GPU = {"device": "cuda"}
 
 
-@installed
+@on_linux
 @pytest.mark.slow
 def test_in_the_interpreter():
     # another process: Triton reads TRITON_INTERPRET when a kernel is defined, and for all kernels
