@@ -5,7 +5,7 @@ from typing import Any
 from cases import Case, Probe, marks, space_table, time_table
 from cases_packages import fill
 from cases_ssm import by_place
-from standins import transformers
+from standins import attention
 from standins.parts import DIM, FRAMES, IMAGE, PATCH
 
 BASE = (FRAMES, IMAGE, IMAGE)
@@ -30,16 +30,16 @@ TIMESFORMER = Probe(
 CASES = [
     case(
         "TimeSformer",
-        transformers.TimeSformer,
+        attention.TimeSformer,
         "TimeSformer",
         "patch kernel, both tables",
         TIMESFORMER,
         notes="its own resizing is by the nearest row",
     ),
-    case("AIM", transformers.AIM, "AIM", "patch kernel, both tables"),
+    case("AIM", attention.AIM, "AIM", "patch kernel, both tables"),
     case(
         "UniFormerV2",
-        transformers.UniFormerV2,
+        attention.UniFormerV2,
         "UniFormerV2",
         "patch kernel, table",
         sizes=SQUARES,
@@ -47,19 +47,19 @@ CASES = [
     ),
     case(
         "UniFormerV2, every frame",
-        lambda: transformers.UniFormerV2(temporal_downsample=False),
+        lambda: attention.UniFormerV2(temporal_downsample=False),
         "UniFormerV2",
         "patch kernel, table",
         sizes=SQUARES,
         notes="square clips",
     ),
-    case("CAST", transformers.CAST, "CAST", "both patch kernels, both tables, those of all blocks"),
+    case("CAST", attention.CAST, "CAST", "both patch kernels, both tables, those of all blocks"),
     case(
         "EVL without cross attention",
-        lambda: transformers.EVL(cross_attention=False),
+        lambda: attention.EVL(cross_attention=False),
         "EVL",
         "patch kernel (Linear), both tables",
         notes="a frozen backbone must be taken out of its list",
     ),
 ]
-SIZE_FREE = {"UniFormer": transformers.UniFormer, "Video Swin, Omnivore": transformers.Omnivore}
+SIZE_FREE = {"UniFormer": transformers.UniFormer, "Video Swin, Omnivore": attention.Omnivore}

@@ -10,7 +10,7 @@ from cases import Case, Probe, joint_table, marks, space_table, time_table
 from cases_packages import fill
 from cases_ssm import times
 from cases_transformers import BASE, CASES, FRAME, GRID, SIZE_FREE, SIZES, SQUARES, TIME
-from standins import transformers
+from standins import attention
 from standins.parts import DIM, FRAMES
 from torch import Tensor, nn
 
@@ -128,7 +128,7 @@ def test_uniformerv2_of_a_grid_that_is_not_square_but_has_a_root() -> None:
 
 class TestEVL:
     def test_cross_attention_keeps_its_grid(self) -> None:
-        plain = transformers.EVL()
+        plain = attention.EVL()
         x = torch.rand(1, 3, *BASE)
         expected = plain(x)
         model = fv.make_flexible(plain)  # static tokens
@@ -143,7 +143,7 @@ class TestEVL:
             model(torch.rand(1, 3, 8, 48, 32))
 
     def test_backbone_in_a_list(self) -> None:
-        model = transformers.EVL(frozen=True)
+        model = attention.EVL(frozen=True)
         with pytest.raises(
             UnsupportedModelError, match=r"take it out first, `model.backbone = model.backbone\[0\]`"
         ):
@@ -155,7 +155,7 @@ class TestEVL:
         assert torch.equal(model(x), expected)
 
 
-@pytest.mark.parametrize("make", [transformers.TimeSformerViT, transformers.TimeSformer])
+@pytest.mark.parametrize("make", [attention.TimeSformerViT, transformers.TimeSformer])
 def test_timesformer_with_and_without_the_module_around_it(make: Callable[[], nn.Module]) -> None:
     model = fv.make_flexible(make())
     assert model(torch.rand(1, 3, 8, 48, 32), patch=12).shape == (1, 5)
