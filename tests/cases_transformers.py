@@ -62,4 +62,4 @@ CASES = [
         notes="a frozen backbone must be taken out of its list",
     ),
 ]
-SIZE_FREE = {"UniFormer": transformers.UniFormer, "Video Swin, Omnivore": attention.Omnivore}
+SIZE_FREE = {"UniFormer": attention.UniFormer, "Video Swin, Omnivore": attention.Omnivore}

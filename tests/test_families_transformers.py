@@ -155,7 +155,7 @@ class TestEVL:
         assert torch.equal(model(x), expected)
 
 
-@pytest.mark.parametrize("make", [attention.TimeSformerViT, transformers.TimeSformer])
+@pytest.mark.parametrize("make", [attention.TimeSformerViT, attention.TimeSformer])
 def test_timesformer_with_and_without_the_module_around_it(make: Callable[[], nn.Module]) -> None:
     model = fv.make_flexible(make())
     assert model(torch.rand(1, 3, 8, 48, 32), patch=12).shape == (1, 5)
