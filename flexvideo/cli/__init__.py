@@ -1,0 +1,51 @@
+"""The command line: every command is a thin call of one public function.
+
+Mistakes end in one sentence on standard error and exit code 2; a command that ran and found something wrong
+ends in exit code 1.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from flexvideo import __version__
+from flexvideo.cli import checkpoints, demo, videos
+from flexvideo.errors import FlexVideoError
+
+FAMILIES = (demo, checkpoints, videos)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code, or 2 after a mistake that a sentence explains."""
+    options = _parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = _show_warning
+            return options.run(options) or 0
+    except (FlexVideoError, OSError) as error:
+        print(f"flexvideo {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nflexvideo {options.command}: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    tqdm.write(f"note: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flexvideo",
+        description="Run and train any video state-space model at any frame count, frame and patch size.",
+        epilog="`flexvideo COMMAND --help` says more, with an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"flexvideo {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for family in FAMILIES:
+        family.add(commands)
+    return parser

@@ -1,0 +1,130 @@
+"""What commands share: how one is registered, the arguments of several, the device, the progress bar."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+from flexvideo.checkpoints import load
+from flexvideo.errors import ConfigError
+from flexvideo.models import VideoMamba
+from flexvideo.policy import POLICIES
+from flexvideo.resample import RULES
+
+Options = argparse.Namespace
+Commands = argparse._SubParsersAction
+Progress = Callable[[int, int], None]
+
+CHECKPOINT = "a file, a folder, or OWNER/NAME on the Hub"
+
+
+def command(
+    commands: Commands, name: str, run: Callable[[Options], int | None], text: str, *, example: str
+) -> argparse.ArgumentParser:
+    """Register a command, to whose parser arguments are then added.
+
+    Args:
+        commands: what `add` of a module of commands is given.
+        name: as typed.
+        run: does the work; returns an exit code, None for 0.
+        text: shown by `flexvideo NAME --help`; what comes before its first colon, by `flexvideo --help`.
+        example: a whole line that can be typed.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text.partition(":")[0].replace("\n", " ").rstrip("."),
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add `--checkpoint`, `--filename` and `--revision`, which `load_model` reads."""
+    parser.add_argument("--checkpoint", required=required, metavar="CHECKPOINT", help=CHECKPOINT)
+    _place_arguments(parser)
+
+
+def source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint as the first argument, for commands that are about it: `options.checkpoint`."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    _place_arguments(parser)
+
+
+def _place_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--filename", metavar="F", help="which file of a folder or repository")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a repository")
+
+
+def policy_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--policy`."""
+    parser.add_argument(
+        "--policy", choices=list(POLICIES), help="default: the checkpoint's, or static-tokens"
+    )
+
+
+def rule_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--rule`."""
+    parser.add_argument(
+        "--rule", choices=list(RULES), help="how to resample (default: the checkpoint's, or auto)"
+    )
+
+
+def clip_arguments(parser: argparse.ArgumentParser, *, frames: int = 16, size: int = 224) -> None:
+    """Add `--frames` and `--size` of a clip."""
+    parser.add_argument(
+        "--frames", type=int, default=frames, metavar="T", help="frames a clip (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=int, default=size, metavar="R", help="frame side in pixels (default: %(default)s)"
+    )
+
+
+def device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`, which `device_of` reads."""
+    parser.add_argument("--device", metavar="D", help="cpu, cuda, ... (default: cuda where there is one)")
+
+
+def device_of(options: Options) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Raises:
+        ConfigError: it cannot be used here.
+    """
+    if options.device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=options.device).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"Device {options.device!r} cannot be used here: {reason}.") from error
+
+
+def load_model(
+    options: Options, *, policy: str | None = None, device: torch.device | str | None = None
+) -> VideoMamba:
+    """Load `--checkpoint`, under `--rule`: flexible where it, a policy or a rule says so."""
+    return load(
+        options.checkpoint,
+        filename=options.filename,
+        revision=options.revision,
+        policy=policy,
+        rule=options.rule,
+        device=device,
+    )
+
+
+@contextmanager
+def progress(unit: str, total: int) -> Iterator[Progress]:
+    """A bar on a terminal, nothing elsewhere; gives the function `(done, total)` that moves it."""
+    with tqdm(total=total, unit=f" {unit}", file=sys.stderr, disable=None, leave=False) as bar:
+
+        def show(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        yield show
