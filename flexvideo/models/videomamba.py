@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flexvideo.errors import ConfigError, GeometryError
+from flexvideo.models.drop import kept
 from flexvideo.models.hub_mixin import HubMixin
 from flexvideo.models.mixer import BiMamba
 from flexvideo.patch import PatchConv3d
@@ -56,7 +57,12 @@ class PatchEmbed(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop the whole tensor of a sample with the given probability in training, and scale up what stays."""
+    """Drop the whole tensor of a sample with the given probability in training, and scale up what stays.
+
+    What is dropped is drawn from torch's generator, or depends on `keys`, one a sample, while they are set.
+    """
+
+    keys: Int64[Tensor, " b"] | None = None
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -67,7 +73,9 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        return x * (x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep)
+        if self.keys is None:
+            return x * (x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep)
+        return x * (kept(self.keys, rate=self.rate).to(x.dtype)[:, None, None] / keep)
 
     def extra_repr(self) -> str:
         """The rate."""
