@@ -150,7 +150,10 @@ class FlexLoader:
             ]
 
     def _batch(self, spec: ClipSpec, cell: tuple[int, ...], epoch: int) -> Batch:
-        clips, weights = torch.zeros(len(cell), 3, spec.frames, spec.height, spec.width), torch.ones(len(cell))
+        clips, weights = (
+            torch.zeros(len(cell), 3, spec.frames, spec.height, spec.width),
+            torch.ones(len(cell)),
+        )
         for place, index in enumerate(cell):
             try:
                 frames = self.source.read(
