@@ -28,7 +28,7 @@ def extract_features(
     videos: Sequence[str | Path],
     *,
     frames: int = 16,
-    size: Size = 224,
+    size: Size | list[int] = 224,
     sampling: Sampling = "uniform",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import flexvideo
-from flexvideo.data.clips import Sampling, crop, fit, normalize, read_clip, resize, sample_frames
+from flexvideo.data.clips import Sampling, Size, crop, fit, normalize, read_clip, resize, sample_frames
 from flexvideo.data.decode import read_frames
 from flexvideo.data.encode import write_video
 from flexvideo.errors import ConfigError, GeometryError, VideoError
@@ -182,9 +182,10 @@ def test_read_clip_is_its_parts(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "shape"), [(32, (32, 32)), ((20, 50), (20, 50)), (None, (48, 64)), (96, (96, 96))]
+    ("size", "shape"),
+    [(32, (32, 32)), ((20, 50), (20, 50)), ([20, 50], (20, 50)), (None, (48, 64)), (96, (96, 96))],
 )
-def test_read_clip_shapes(path: Path, size: int | tuple[int, int] | None, shape: tuple[int, int]) -> None:
+def test_read_clip_shapes(path: Path, size: Size | list[int], shape: tuple[int, int]) -> None:
     clip = flexvideo.read_clip(path, frames=3, size=size)
     assert clip.shape == (1, 3, 3, *shape)
     assert clip.dtype == torch.float32
@@ -219,8 +220,13 @@ def test_real_video() -> None:
     [
         ({"frames": 0}, GeometryError, "`frames` must be at least 1, got 0"),
         ({"frames": -3}, GeometryError, "`frames` must be at least 1, got -3"),
-        ({"size": 0}, GeometryError, "`size` must be at least 1, got 0"),
-        ({"size": (32, -1)}, GeometryError, "`size` must be at least 1, got -1"),
+        ({"size": 0}, GeometryError, "`size` must be a positive whole number of pixels .*, got 0"),
+        (
+            {"size": (32, -1)},
+            GeometryError,
+            r"`size` must be .* or a \(height, width\) pair, got \(32, -1\)",
+        ),
+        ({"size": [32]}, GeometryError, r"`size` must be .* pair, got \[32\]"),
         ({"clips": 0}, GeometryError, "`clips` must be at least 1, got 0"),
         ({"clip": 3, "clips": 3}, ConfigError, "There is no clip 3 among 3: clips are numbered from 0 to 2"),
         (
@@ -253,6 +259,15 @@ def test_unknown_sampling() -> None:
     words = "Unknown sampling 'dense'; known: uniform, linspace, random, videomamba, videomamba-random"
     with pytest.raises(ConfigError, match=words):
         sample_frames(10, 4, sampling="dense")
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("size", ["224", 224.0, (32, "48"), (32, 48, 3)])
+def test_sizes_of_another_kind(path: Path, size: object) -> None:
+    with pytest.raises(GeometryError, match="`size` must be a positive whole number of pixels or"):
+        read_clip(path, size=size)
+    with pytest.raises(GeometryError, match="`size` must be a positive whole number of pixels or"):
+        fit(videos.pictures(1), size)
 
 
 def test_no_frames_to_choose_from() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from flexvideo.data.decode import read_frames
 from flexvideo.data.index import VideoIndex
 from flexvideo.errors import ConfigError, GeometryError
+from flexvideo.geometry import as_pair
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,7 +26,7 @@ def read_clip(
     path: str | Path,
     *,
     frames: int = 16,
-    size: Size = 224,
+    size: Size | list[int] = 224,
     sampling: Sampling = "uniform",
     clip: int = 0,
     clips: int = 1,
@@ -55,7 +56,7 @@ def read_clip(
 
     Raises:
         VideoError: the file is not a readable video, or has no such segment.
-        GeometryError: a number of frames, clips or pixels below 1.
+        GeometryError: a number of frames, clips or pixels below 1, or a size of another kind.
         ConfigError: a `mean` or `std` that does not fit the colours.
 
     Example:
@@ -63,7 +64,7 @@ def read_clip(
         torch.Size([1, 3, 32, 128, 128])
     """
     _require_positive("frames", frames)
-    _require_positive("size", *(size if isinstance(size, tuple) else [1 if size is None else size]))
+    size = _checked(size)
 
     def choose(index: VideoIndex) -> list[int]:
         segment = index.within(start, end)
@@ -140,17 +141,21 @@ def _frame_of_part(
             return begin + (draw.getrandbits(32) * (end - begin + 1) >> 32)
 
 
-def fit(frames: UInt8[Tensor, "t h w c"], size: Size) -> UInt8[Tensor, "t H W c"]:
+def fit(frames: UInt8[Tensor, "t h w c"], size: Size | list[int]) -> UInt8[Tensor, "t H W c"]:
     """Bring frames to a size: short side and centre square for a number, exactly for (height, width).
 
     Args:
         frames: on the CPU.
         size: in pixels; None changes nothing.
 
+    Raises:
+        GeometryError: a size that is neither.
+
     Example:
         >>> fit(torch.zeros(8, 240, 320, 3, dtype=torch.uint8), 112).shape
         torch.Size([8, 112, 112, 3])
     """
+    size = _checked(size)
     if size is None:
         return frames
     if isinstance(size, tuple):
@@ -234,6 +239,11 @@ def normalize(
     return values.sub_(255 * shift).div_(255 * scale)[None]
 
 
-def _require_positive(name: str, *values: int) -> None:
-    if min(values) < 1:
-        raise GeometryError(f"`{name}` must be at least 1, got {min(values)}.")
+def _checked(size: Size | list[int]) -> Size:
+    pair = None if size is None else as_pair(size, what="size")
+    return size if isinstance(size, int) else pair
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise GeometryError(f"`{name}` must be at least 1, got {value}.")
