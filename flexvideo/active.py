@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from dataclasses import dataclass
 from operator import index
 from typing import Any, get_args
 
@@ -16,22 +17,45 @@ from flexvideo.policy import Policy
 from flexvideo.resample import resize_clip
 
 Patch = int | tuple[int, int] | list[int]
-_REMEMBERED = 1024  # forwards, of which a backward pass may still run parts again
+Pair = tuple[int, int]
+_REMEMBERED = 1024  # forwards, of which a backward pass may still run parts again; and geometries
 _DIMENSIONS = {"b": "batch", "c": "channels", "t": "frames", "h": "height", "w": "width"}
 
 
 class Active(threading.local):
     """What one thread is running: two threads may share a model at two sizes.
 
-    Both fields are set in `__init__`, which runs once a thread: torch.compile's guards need them to exist.
+    All fields are set in `__init__`, which runs once a thread: torch.compile's guards need them to exist.
     """
 
     def __init__(self) -> None:
+        self.thread = object()  # unlike the system's number of a thread, never used again
         self.geometry: Geometry | None = None
-        self.patch: Patch | None = None
+        self.patch: Pair | None = None
 
     def __reduce__(self) -> tuple[type["Active"], tuple[()]]:
         return Active, ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of a flexible model, by the nodes of the autograd graph that it made.
+
+    Args:
+        thread: stands for the thread that ran it: each counts its nodes for itself.
+        task: backward pass that ran it, when activation checkpointing runs a part again; -1 outside of any.
+        first: number of the first node.
+        last: number of the node after the last.
+        patch: that of the call or of the one around it, which calls inside take over; the policy's when None.
+        geometry: what the call ran at; None for a model that only passes the patch on.
+    """
+
+    thread: object
+    task: int
+    first: int
+    last: int
+    patch: Pair | None
+    geometry: Geometry | None
 
 
 class Flex:
@@ -50,28 +74,72 @@ class Flex:
         self.channels = channels
         self.modules = modules
         self.active = Active()
-        self._runs: deque[tuple[int, int, Geometry]] = deque(maxlen=_REMEMBERED)
+        self._runs: deque[Run] = deque(maxlen=_REMEMBERED)
+        self._runs_again: list[Run] = []
+        self._geometries: dict[tuple[tuple[int, int, int], Pair | None], Geometry] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the graph numbers of this process, which mean nothing in another."""
-        return {**vars(self), "_runs": deque(maxlen=_REMEMBERED)}
+        return {**vars(self), "_runs": deque(maxlen=_REMEMBERED), "_runs_again": [], "_geometries": {}}
 
-    def ran(self, first: int, geometry: Geometry) -> None:
-        """Remember the nodes of the autograd graph that an entry point made, from a sequence number on."""
-        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
-            self._runs.append((first, sequence_number(), geometry))
+    def follow(self, policy: Policy, plan: Plan) -> None:
+        """Change the policy and the plan."""
+        self.policy, self.plan, self._geometries = policy, plan, {}
 
-    def run_again(self) -> Geometry | None:
+    def ran(self, first: int, geometry: Geometry | None) -> None:
+        """Remember the nodes of the autograd graph that a call made, from a sequence number on."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        task = torch._C._current_graph_task_id()
+        run = Run(self.active.thread, task, first, sequence_number(), self.active.patch, geometry)
+        if task == -1:
+            self._runs.append(run)
+        else:
+            self._runs_again.append(run)
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._runs_again.remove(run))
+
+    def geometry_again(self) -> Geometry | None:
         """Geometry of the forward of which activation checkpointing is running a part again, if it is known.
 
-        A recomputed part has no clip of its own to tell by; the node whose backward needs it has a number
-        that falls into those of its forward. Each thread counts for itself, so two may claim it.
+        A recomputed part has no clip of its own to tell by.
         """
-        number = torch._C._current_autograd_node()._sequence_nr()
-        found = {geometry for first, last, geometry in self._runs if first <= number < last}
+        found = {run.geometry for run in self._run_again(geometry=True)}
         return found.pop() if len(found) == 1 else None
 
-    def geometry(self, clip: Any, patch: Patch | None) -> Geometry:
+    def patch_again(self) -> Pair | None:
+        """Patch of the call of which activation checkpointing is running a part again; the policy's if None.
+
+        Raises:
+            GeometryError: when calls at different patches could have been this one.
+        """
+        found = {run.patch for run in self._run_again(geometry=False)}
+        if len(found) > 1:
+            raise GeometryError(
+                "Activation checkpointing runs a part of this model again, and calls in several threads, with "
+                f"patches of {', '.join(map(str, found))}, could have been this one: pass `patch` inside the "
+                "function that is checkpointed."
+            )
+        return found.pop() if found else None
+
+    def _run_again(self, *, geometry: bool) -> list[Run]:
+        """Innermost call, one a thread, that made the node whose backward is running.
+
+        The checkpoint that runs a part again is such a node, or needs the part for one. A node made in a
+        backward pass runs in another, inside the first, and in the same thread; its number may be that of a
+        node of the forward's thread too.
+        """
+        number, task = torch._C._current_autograd_node()._sequence_nr(), torch._C._current_graph_task_id()
+        again = [run for run in self._runs_again if run.thread is self.active.thread and run.task != task]
+        for runs in (again, tuple(self._runs)):
+            found: dict[object, Run] = {}
+            for run in runs:  # a call ends, and stands here, before the one around it
+                if run.first <= number < run.last and not (geometry and run.geometry is None):
+                    found.setdefault(run.thread, run)
+            if found:
+                return list(found.values())
+        return []
+
+    def geometry(self, clip: Any, patch: Pair | None) -> Geometry:
         """Geometry for a clip: the one in force where an entry point hands its own clip to another.
 
         Args:
@@ -81,16 +149,25 @@ class Flex:
         Raises:
             GeometryError: when the clip or the patch cannot be run.
         """
-        frames, height, width = self._sizes(clip)
-        active = self.active.geometry
+        sizes, active = self._sizes(clip), self.active.geometry
         if (
             active is not None
-            and (active.frames, active.height, active.width) == (frames, height, width)
-            and (patch is None or as_pair(patch) == active.patch)
+            and (active.frames, active.height, active.width) == sizes
+            and (patch is None or patch == active.patch)
         ):
             return active
         patch = self.active.patch if patch is None else patch
-        geometry = self.policy.geometry(self.plan.base, frames, height, width, patch)
+        if torch.compiler.is_compiling():
+            return self._solve(sizes, patch)
+        geometry = self._geometries.get((sizes, patch))
+        if geometry is None:
+            if len(self._geometries) >= _REMEMBERED:
+                self._geometries.clear()
+            geometry = self._geometries[sizes, patch] = self._solve(sizes, patch)
+        return geometry
+
+    def _solve(self, sizes: tuple[int, int, int], patch: Pair | None) -> Geometry:
+        geometry = self.policy.geometry(self.plan.base, *sizes, patch)
         if geometry.patch != self.plan.base.patch and not self.plan.patch_embeds:
             raise GeometryError(
                 f"The patch of this model cannot change: it stays {self.plan.base.patch[0]} x "

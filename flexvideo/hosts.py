@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flexvideo.active import Flex, Patch, in_backward, sequence_number
 from flexvideo.errors import GeometryError, UnsupportedModelError
+from flexvideo.geometry import as_pair
 from flexvideo.plan import State, Table
 
 
@@ -86,7 +87,7 @@ def _follower(name: str, *, inside: bool) -> property:
         flex: Flex = self._flex
         geometry = flex.active.geometry
         if geometry is None and inside and in_backward():
-            geometry = flex.run_again()
+            geometry = flex.geometry_again()
             if geometry is None:
                 raise GeometryError(
                     f"`{name}` of {type(self).__name__} is read in a backward pass that cannot tell by which "
@@ -150,24 +151,23 @@ def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
             clip = kwargs[clip_name]
         else:
             return method(self, **kwargs)  # Python's own error for the missing argument
-        active = flex.active
-        if patch is None and active.geometry is None and active.patch is None and in_backward():
+        active, pair = flex.active, None if patch is None else as_pair(patch)
+        if pair is None and active.geometry is None and active.patch is None and in_backward():
             # A checkpoint inside the host passes on no `patch` of the call, when it runs this part again.
-            again = flex.run_again()
-            patch = None if again is None else again.patch
-        geometry = flex.geometry(clip, patch)
+            pair = flex.patch_again()
+        geometry = flex.geometry(clip, pair)
         clip = flex.fit(clip, geometry)
         before, first = (active.geometry, active.patch), sequence_number()
         active.geometry = geometry
-        if patch is not None:
-            active.patch = patch
+        if pair is not None:
+            active.patch = pair
         try:
             if args:
                 return method(self, clip, *args[1:], **kwargs)
             return method(self, **{**kwargs, clip_name: clip})
         finally:
-            active.geometry, active.patch = before
             flex.ran(first, geometry)
+            active.geometry, active.patch = before
 
     return _with_patch(entry, method)
 
@@ -176,11 +176,12 @@ def _carrier(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def carrier(self: Any, *args: Any, patch: Patch | None = None, **kwargs: Any) -> Any:
         flex: Flex = self._flex
-        before = flex.active.patch
-        flex.active.patch = patch
+        before, first = flex.active.patch, sequence_number()
+        flex.active.patch = None if patch is None else as_pair(patch)
         try:
             return method(self, *args, **kwargs)
         finally:
+            flex.ran(first, None)
             flex.active.patch = before
 
     return _with_patch(carrier, method)

@@ -87,8 +87,7 @@ def make_flexible(
         )
     if new_policy is not None:
         check_policy(flex.plan, new_policy)
-    flex.policy = new_policy or flex.policy
-    flex.plan = replace(flex.plan, rule=new_rule or flex.plan.rule)
+    flex.follow(new_policy or flex.policy, replace(flex.plan, rule=new_rule or flex.plan.rule))
     return model
 
 
