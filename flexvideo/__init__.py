@@ -1,6 +1,7 @@
 """Run and train any video state-space model at any frame count, frame size and patch size."""
 
 from flexvideo import families_hf as families_hf
+from flexvideo import families_hf_images as families_hf_images
 from flexvideo import families_ssm as families_ssm
 from flexvideo import families_timm as families_timm
 from flexvideo import families_torchvision as families_torchvision
@@ -13,9 +14,10 @@ from flexvideo.data.clips import read_clip as read_clip
 from flexvideo.data.encode import write_video as write_video
 from flexvideo.discover import plan_for as plan_for
 from flexvideo.families import register_family as register_family
+from flexvideo.featurefile import feature_settings as feature_settings
+from flexvideo.featurefile import load_features as load_features
+from flexvideo.featurefile import save_features as save_features
 from flexvideo.features import extract_features as extract_features
-from flexvideo.features import load_features as load_features
-from flexvideo.features import save_features as save_features
 from flexvideo.folder import convert as convert
 from flexvideo.geometry import Base as Base
 from flexvideo.geometry import ClipSpec as ClipSpec

@@ -1,7 +1,6 @@
-"""One feature vector for every video: read, run and collect, and the files that keep them."""
+"""One feature vector for every video: read, run and collect."""
 
 import functools
-import json
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +11,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flexvideo.data.clips import IMAGENET_MEAN, IMAGENET_STD, Sampling, Size, read_clip
-from flexvideo.errors import ConfigError, MissingExtraError, UnsupportedModelError, VideoError, VideoWarning
+from flexvideo.errors import ConfigError, UnsupportedModelError, VideoError, VideoWarning
 from flexvideo.models.hub_mixin import HubMixin
 
 OnError = Literal["raise", "skip"]
@@ -89,68 +86,6 @@ def extract_features(
     return names, torch.cat(rows)
 
 
-def save_features(path: str | Path, names: Sequence[str], features: Float[Tensor, "n d"]) -> None:
-    """Write features and the names of their rows to one file.
-
-    Args:
-        path: ends in `.safetensors` (names: JSON in the metadata) or `.npz` (arrays `names`, `features`).
-        names: one for each row.
-        features: any number of rows.
-
-    Raises:
-        ConfigError: another ending, a folder that is not there, or not one name for each row.
-
-    Example:
-        >>> save_features("f.npz", ["a.mp4", "b.mp4"], torch.zeros(2, 192))  # doctest: +SKIP
-    """
-    if len(names) != len(features):
-        raise ConfigError(f"{len(names)} names were given for {len(features)} rows of features.")
-    require_features_file(path)
-    if _ending(path) == ".npz":
-        numpy = _numpy()
-        numpy.savez(path, names=numpy.array(names, dtype=numpy.str_), features=features.numpy())
-    else:
-        save_file({"features": features.contiguous()}, path, metadata={"names": json.dumps(list(names))})
-
-
-def require_features_file(path: str | Path) -> None:
-    """Say that features cannot be kept at a path before the work for them is done.
-
-    Args:
-        path: as for `save_features`.
-
-    Raises:
-        ConfigError: another ending, or a folder that is not there.
-        MissingExtraError: `.npz` without NumPy.
-    """
-    if _ending(path) == ".npz":
-        _numpy()
-    if not Path(path).absolute().parent.is_dir():
-        raise ConfigError(f"{path} cannot be written: there is no folder {Path(path).absolute().parent}.")
-
-
-def load_features(path: str | Path) -> tuple[list[str], Float[Tensor, "n d"]]:
-    """Read what `save_features` wrote.
-
-    Args:
-        path: ends in `.safetensors` or `.npz`.
-
-    Raises:
-        ConfigError: another ending, or a file that holds no features.
-
-    Example:
-        >>> names, features = load_features("f.npz")  # doctest: +SKIP
-    """
-    try:
-        if _ending(path) == ".npz":
-            with _numpy().load(path, allow_pickle=False) as file:
-                return file["names"].tolist(), torch.from_numpy(file["features"])
-        with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["names"]), file.get_tensor("features")
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} holds no features of videos: {error}.") from error
-
-
 class _Clip(NamedTuple):
     number: int  # of the video, from 1
     name: str
@@ -216,18 +151,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _ending(path: str | Path) -> str:
-    ending = Path(path).suffix
-    if ending not in (".safetensors", ".npz"):
-        raise ConfigError(f"Features are kept in .safetensors or .npz files; {path} ends in neither.")
-    return ending
-
-
-def _numpy():
-    try:
-        import numpy
-    except ImportError as error:
-        raise MissingExtraError(".npz files need NumPy: pip install numpy, or use .safetensors.") from error
-    return numpy

@@ -8,13 +8,15 @@ import numpy
 import pytest
 import torch
 import videos
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import flexvideo
 from flexvideo.data.clips import read_clip
 from flexvideo.data.encode import write_video
 from flexvideo.errors import ConfigError, MissingExtraError, UnsupportedModelError, VideoError, VideoWarning
-from flexvideo.features import extract_features, load_features, save_features
+from flexvideo.featurefile import feature_settings, holds_features, load_features, save_features
+from flexvideo.features import extract_features
 from flexvideo.models.hub_mixin import HubMixin
 
 
@@ -167,10 +169,30 @@ def test_models_that_give_no_vectors(folder: list[Path]) -> None:
 @pytest.mark.parametrize("ending", [".safetensors", ".npz"])
 def test_files(tmp_path: Path, ending: str) -> None:
     names, features = ["a.mp4", "é 'b'.avi", "a.mp4"], torch.randn(3, 5)
-    save_features(tmp_path / f"f{ending}", names, features)
-    loaded = load_features(tmp_path / f"f{ending}")
-    assert loaded[0] == names
-    assert torch.equal(loaded[1], features)
+    path = tmp_path / f"f{ending}"
+    for settings in (None, {"checkpoint": "é.pth", "frames": 16, "rule": {"kernel": "pi"}}):
+        save_features(path, names, features, settings=settings)
+        loaded = load_features(path)
+        assert loaded[0] == names
+        assert torch.equal(loaded[1], features)
+        assert feature_settings(path) == (settings or {})
+    assert holds_features(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_files_without_settings(tmp_path: Path) -> None:
+    numpy.savez(tmp_path / "f.npz", names=numpy.array(["a"]), features=numpy.ones((1, 2), numpy.float32))
+    save_file({"features": torch.ones(1, 2)}, tmp_path / "f.safetensors", metadata={"names": '["a"]'})
+    for name in ("f.npz", "f.safetensors"):
+        assert load_features(tmp_path / name)[0] == ["a"]
+        assert feature_settings(tmp_path / name) == {}
+
+
+def test_weights_are_no_features(tmp_path: Path) -> None:
+    save_file({"features": torch.ones(1), "bias": torch.ones(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "empty.safetensors").touch()
+    for name in ("model.safetensors", "empty.safetensors", "none.safetensors", "model.pth", "owner/name", ""):
+        assert not holds_features(tmp_path / name)
 
 
 def test_npz_is_plain_numpy(tmp_path: Path) -> None:
@@ -192,6 +214,8 @@ def test_file_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / f"bad{ending}").write_text("nothing of the kind")
         with pytest.raises(ConfigError, match=rf"bad\{ending} holds no features of videos: "):
             load_features(tmp_path / f"bad{ending}")
+        with pytest.raises(ConfigError, match=rf"none\{ending} cannot be read: No such file"):
+            load_features(tmp_path / f"none{ending}")
     monkeypatch.setitem(sys.modules, "numpy", None)
     with pytest.raises(MissingExtraError, match=r"pip install numpy, or use \.safetensors"):
         save_features(tmp_path / "f.npz", ["a"], torch.ones(1, 2))

@@ -18,7 +18,8 @@ from flexvideo.cli.shared import (
 from flexvideo.data.check import check_videos
 from flexvideo.data.datasets import DATASETS, open_dataset
 from flexvideo.data.lists import write_list
-from flexvideo.features import extract_features, require_features_file, save_features
+from flexvideo.featurefile import require_features_file, save_features
+from flexvideo.features import extract_features
 from flexvideo.swap import make_flexible
 
 FEATURES = "Write one feature vector for every video, at the frame count and size of your choice."
