@@ -144,7 +144,7 @@ def _conv_problem(layer: nn.Module, plan: Plan) -> str | None:
         return f"its kernel is {_times(layer.kernel_size[-2:])}"
     if layer.stride[-2:] != plan.stride(plan.base):
         return f"its stride is {_times(layer.stride[-2:])}, so patches overlap or leave gaps"
-    if isinstance(layer.padding, str) or layer.padding[-2:] != (0, 0):
+    if layer.padding != "valid" and (isinstance(layer.padding, str) or layer.padding[-2:] != (0, 0)):
         return f"it pads the frame by {layer.padding}"
     if set(layer.dilation) != {1} or layer.groups != 1 or layer.padding_mode != "zeros":
         return (

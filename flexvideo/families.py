@@ -87,6 +87,34 @@ def as_stored(stored: Any, pair: tuple[int, int]) -> Any:
     return pair[0]
 
 
+@dataclass(frozen=True, eq=False)
+class EitherSide:
+    """What stands for both sides of a frame that is not square: equal to each, for a host that only compares.
+
+    Args:
+        height: pixels.
+        width: pixels.
+
+    Example:
+        >>> side = EitherSide(48, 32)
+        >>> side == 48, 32 != side, side == 40
+        (True, False, False)
+    """
+
+    height: int
+    width: int
+
+    def __eq__(self, other: object) -> bool:
+        return other in (self.height, self.width)
+
+
+def either_side(geometry: Geometry, stored: int) -> int | EitherSide:
+    """Side of a frame for a host that has one number for both, and only compares it with each."""
+    if geometry.height == geometry.width:
+        return geometry.height
+    return EitherSide(geometry.height, geometry.width)
+
+
 def frame_size(geometry: Geometry, stored: Any) -> Any:
     """Height and width in pixels."""
     return as_stored(stored, (geometry.height, geometry.width))

@@ -6,6 +6,7 @@ clip. Tested with transformers 5.17 and 5.23; see `flexvideo.families` for what 
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from flexvideo.families import (
     step_count,
 )
 from flexvideo.geometry import Base, Geometry, as_pair
-from flexvideo.plan import Plan, State, Table
+from flexvideo.plan import ClassRow, Plan, State, Table
 
 PATCHES = "embeddings.patch_embeddings"
 POSITIONS = "embeddings.position_embeddings"
@@ -42,17 +43,26 @@ def class_named(host: nn.Module, package: str, *names: str) -> bool:
     )
 
 
-def _with_classifier(
-    host: nn.Module, bare: tuple[str, ...], around: tuple[str, ...], plan: Callable[[Any], Plan]
+def bare_or_within(
+    host: nn.Module, bare: tuple[str, ...], around: tuple[str, ...], plan: Callable[[Any], Plan | None]
 ) -> Plan | None:
-    """Plan of a model, or of the one that a classifier holds under the prefix of its class."""
-    if class_named(host, "transformers", *bare):
-        found = plan(host)
-    elif class_named(host, "transformers", *around):
-        prefix: Any = host.base_model_prefix
-        found = plan(host.get_submodule(prefix)).within(prefix)
-    else:
+    """Plan of a model of transformers, or of the one that a model around it holds; all configurations stay.
+
+    Args:
+        host: the module that is asked about.
+        bare: classes that the plan is for.
+        around: classes that hold one of those, a classifier say.
+        plan: makes the plan of a bare one; None for one that is built otherwise.
+    """
+    if not class_named(host, "transformers", *bare, *around):
         return None
+    inner = next(
+        (path for path, part in host.named_modules() if class_named(part, "transformers", *bare)), None
+    )
+    found = None if inner is None else plan(host.get_submodule(inner))
+    if inner is None or found is None:
+        return None
+    found = found.within(inner)
     return replace(found, fixed=(*found.fixed, *_configurations(host)))
 
 
@@ -82,7 +92,7 @@ def grid_side(geometry: Geometry, stored: int) -> int | None:
     return geometry.grid[0] if geometry.grid[0] == geometry.grid[1] else None
 
 
-def _sizes(host: Any, owners: tuple[str, ...], base: Base) -> Iterator[State]:
+def stored_sizes(host: Any, owners: tuple[str, ...], base: Base) -> Iterator[State]:
     """Sizes that modules store; where one number stands for both sides of a patch, it is never read."""
     for owner in owners:
         for state in cached_sizes(host, owner, base):
@@ -91,7 +101,7 @@ def _sizes(host: Any, owners: tuple[str, ...], base: Base) -> Iterator[State]:
 
 
 def _embedding_sizes(host: Any, base: Base) -> tuple[State, ...]:
-    sizes = tuple(_sizes(host, (PATCHES, "embeddings"), base))
+    sizes = tuple(stored_sizes(host, (PATCHES, "embeddings"), base))
     resize = "embeddings.interpolate_pos_encoding"
     return sizes if find(host, resize) is None else (*sizes, State(resize, positions_as_they_are))
 
@@ -114,7 +124,7 @@ def vit(host: nn.Module) -> Plan | None:
             "ViTForMaskedImageModeling cannot flex, because it takes its own frames for square ones of one "
             "size when it puts pixels back together: make its encoder flexible, `model.vit`."
         )
-    return _with_classifier(host, ("ViTModel",), ("ViTForImageClassification",), _image)
+    return bare_or_within(host, ("ViTModel",), ("ViTForImageClassification",), image_encoder)
 
 
 def patch_configuration(geometry: Geometry, stored: Any) -> Any:
@@ -135,18 +145,25 @@ def dinov2(host: nn.Module) -> Plan | None:
     """
     kinds = ("Dinov2", "Dinov2WithRegisters")
     bare = tuple(f"{kind}{part}" for kind in kinds for part in ("Model", "Backbone"))
-    found = _with_classifier(host, bare, tuple(f"{kind}ForImageClassification" for kind in kinds), _image)
+    around = tuple(f"{kind}ForImageClassification" for kind in kinds)
+    found = bare_or_within(host, bare, around, image_encoder)
     if found is None or not class_named(host, "transformers", *(f"{kind}Backbone" for kind in kinds)):
         return found
     return replace(found, state=(*found.state, State("config", patch_configuration)))
 
 
-def _image(host: Any) -> Plan:
-    base = _base(host)
+def image_encoder(host: Any) -> Plan:
+    """Plan of an encoder with ViT's names, whose table has a first row for each of its class tokens, if any.
+
+    Args:
+        host: the encoder.
+    """
+    base, table = _base(host), find(host, POSITIONS)
+    rows: tuple[ClassRow, ...] = () if table is None else ("first",) * (table.shape[1] - math.prod(base.grid))
     return Plan(
         base=base,
         patch_embeds=(f"{PATCHES}.projection",),
-        tables=(Table(POSITIONS, axes="space", class_rows=("first",)),),
+        tables=() if table is None else (Table(POSITIONS, axes="space", class_rows=rows),),
         state=_embedding_sizes(host, base),
         layout="bchw",
     )
@@ -162,7 +179,7 @@ def videomae(host: nn.Module) -> Plan | None:
     Source: transformers, models/videomae/modeling_videomae.py.
     """
     around = ("VideoMAEForVideoClassification", "VideoMAEForPreTraining")
-    found = _with_classifier(host, ("VideoMAEModel",), around, _videomae)
+    found = bare_or_within(host, ("VideoMAEModel",), around, _videomae)
     if found is None or not class_named(host, "transformers", "VideoMAEForPreTraining"):
         return found
     return replace(
@@ -191,7 +208,7 @@ def vivit(host: nn.Module) -> Plan | None:
 
     Source: transformers, models/vivit/modeling_vivit.py.
     """
-    return _with_classifier(host, ("VivitModel",), ("VivitForVideoClassification",), _vivit)
+    return bare_or_within(host, ("VivitModel",), ("VivitForVideoClassification",), _vivit)
 
 
 def _vivit(host: Any) -> Plan:
@@ -218,7 +235,7 @@ def timesformer(host: nn.Module) -> Plan | None:
 
     Source: transformers, models/timesformer/modeling_timesformer.py.
     """
-    return _with_classifier(host, ("TimesformerModel",), ("TimesformerForVideoClassification",), _timesformer)
+    return bare_or_within(host, ("TimesformerModel",), ("TimesformerForVideoClassification",), _timesformer)
 
 
 def _timesformer(host: Any) -> Plan:
@@ -260,7 +277,7 @@ def vjepa2(host: nn.Module) -> Plan | None:
 
     Source: transformers, models/vjepa2/modeling_vjepa2.py.
     """
-    return _with_classifier(host, ("VJEPA2Model",), ("VJEPA2ForVideoClassification",), _vjepa2)
+    return bare_or_within(host, ("VJEPA2Model",), ("VJEPA2ForVideoClassification",), _vjepa2)
 
 
 def _vjepa2(host: Any) -> Plan:
@@ -279,7 +296,7 @@ def _vjepa2(host: Any) -> Plan:
         base=base,
         patch_embeds=(conv,),
         state=(
-            *_sizes(host, owners, base),
+            *stored_sizes(host, owners, base),
             *(State(f"{layer}.{name}", value) for layer in layers for name, value in places),
         ),
         layout="btchw",

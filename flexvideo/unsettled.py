@@ -16,7 +16,7 @@ _SIZE = re.compile(
     re.IGNORECASE,
 )
 _NOT_A_CLIP = re.compile(
-    r"kernel|stride|padding|dilation|tubelet|dim|channel|class|head|batch|vocab|step_size"
+    r"kernel|stride|padding|dilation|tubelet|dim|channel|class|head|batch|vocab|step_size|hidden|intermediate"
 )
 _TABLE = re.compile(r"(^|_)pos|temporal|time|frame|spatial|space|table|embed|bias", re.IGNORECASE)
 _TIME = re.compile(r"temporal|time|frame", re.IGNORECASE)
