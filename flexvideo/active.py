@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._C._autograd import _get_sequence_nr
 
 from flexvideo.errors import GeometryError, UnsupportedModelError
-from flexvideo.geometry import Geometry, as_pair
+from flexvideo.geometry import Geometry
 from flexvideo.plan import Layout, Plan
 from flexvideo.policy import Policy
 from flexvideo.resample import resize_clip

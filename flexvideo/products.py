@@ -21,7 +21,7 @@ from flexvideo.matrices import axis_matrix
 # Matrices by (kind, old, new, dtype, device). A plain dict, never buffers: derived data belongs in no state
 # dict, no DDP broadcast and no deepcopy.
 _CACHE: dict[tuple[str, int, int, torch.dtype, torch.device], Tensor] = {}
-_CACHE_LIMIT = 1024
+_CACHE_BYTES = 64 * 2**20  # those that resize a clip of 1080 x 1920 px take 20 MB, of a kernel kilobytes
 
 
 @torch.library.custom_op(
@@ -36,10 +36,12 @@ def _resize_matrix(
     key = (kind, old, new, dtype, device)
     matrix = _CACHE.get(key)
     if matrix is None:
-        if len(_CACHE) >= _CACHE_LIMIT:
-            _CACHE.clear()
         with torch.inference_mode(False):
-            matrix = _CACHE[key] = axis_matrix(kind, old, new).to(device, dtype)
+            matrix = axis_matrix(kind, old, new).to(device, dtype)
+        if sum(kept.nbytes for kept in tuple(_CACHE.values())) + matrix.nbytes > _CACHE_BYTES:
+            _CACHE.clear()
+        if matrix.nbytes <= _CACHE_BYTES:
+            _CACHE[key] = matrix
     return matrix.clone()  # a compiled graph owns, and may overwrite, what an operator returns
 
 
@@ -63,6 +65,8 @@ def _working_dtype(dtype: torch.dtype) -> torch.dtype:
 def _autocast_off(device_type: str) -> AbstractContextManager[Any]:
     if device_type == "meta":
         return nullcontext()  # it has no autocast, not even to turn off
+    if not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type)):
+        return nullcontext()
     return torch.autocast(device_type, enabled=False)
 
 
@@ -71,7 +75,7 @@ def _multiply(x: Tensor, matrix: Float[Tensor, "new old"], axis: int) -> Tensor:
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     with _autocast_off(x.device.type):
         if math.prod(after) == 1:
-            y = x.reshape(math.prod(before), old) @ matrix.T
+            y = x.reshape(-1, old) @ matrix.T
         else:
             # Not matmul, which may fold into a transposed result: DDP wants contiguous gradients.
             batch = math.prod(before)
@@ -123,12 +127,14 @@ def multiply_axes(
         torch.Size([2, 8, 3])
     """
     y = x.to(_working_dtype(x.dtype))
+    # To call an autograd function takes Python a while, so not for nothing.
+    multiply = _AlongAxis.apply if torch.is_grad_enabled() else _multiply
     # The last axis first: then the one large product is a plain matrix product.
     for k in reversed(range(len(size))):
         axis = first_axis + k
         old, new = x.shape[axis], size[k]
         if old != new:
-            y = _AlongAxis.apply(y, _matrix(kinds[k], old, new, y), axis)
+            y = multiply(y, _matrix(kinds[k], old, new, y), axis)
     return y.to(x.dtype)
 
 

@@ -7,7 +7,7 @@ which matrices.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -208,12 +208,20 @@ def resample_table(
             f"A table with {table.shape[dim]} rows cannot go from grid {old} and extra rows {extra_old} "
             f"to grid {new} and extra rows {extra_new} with {len(kinds)} kinds."
         )
-    pieces = table.split(before, dim)
-    grid = torch.cat(pieces[::2], dim).unflatten(dim, old)
+    pieces = table.split(before, dim) if extra_old else [table]
+    grid = _joined(pieces[::2], dim).unflatten(dim, old)
     grid = multiply_axes(grid, first_axis=dim, size=new, kinds=kinds).flatten(dim, dim + len(new) - 1)
+    if not extra_new:
+        return grid
     merged = [*pieces]
     merged[::2] = grid.split(after[::2], dim)
-    return torch.cat(merged, dim)
+    return _joined(merged, dim)
+
+
+def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    """The pieces in a row; the only one of them as it is."""
+    pieces = [piece for piece in pieces if piece.shape[dim]]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
 
 
 def resize_clip(x: Float[Tensor, "b c t h w"], size: tuple[int, int]) -> Float[Tensor, "b c t H W"]:

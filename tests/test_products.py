@@ -317,11 +317,19 @@ def test_prewarm_leaves_nothing_to_build(monkeypatch: pytest.MonkeyPatch) -> Non
     resampled(weight)
 
 
-def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_CACHE_LIMIT", 8)
-    for size in range(1, 30):
-        resample_kernel(torch.randn(1, 1, 4, 4), (size, size), Rule.of("paper"))
-        assert len(products._CACHE) <= 8
+def test_cache_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def matrices() -> dict[int, int]:
+        return {key[2]: matrix.nbytes for key, matrix in products._CACHE.items()}
+
+    monkeypatch.setattr(products, "_CACHE_BYTES", 1000)
+    for size in range(1, 99):
+        resample_kernel(torch.ones(1, 1, 4, 4), (size, size), Rule.of("paper"))
+        assert sum(matrices().values()) <= 1000
+    resample_kernel(torch.ones(1, 1, 4, 4), (7, 7), Rule.of("paper"))
+    assert matrices() == {7: 7 * 4 * 4}
+    large = resample_kernel(torch.ones(1, 1, 4, 4), (98, 98), Rule.of("paper"))
+    assert torch.equal(resample_kernel(torch.ones(1, 1, 4, 4), (98, 98), Rule.of("paper")), large)
+    assert 98 not in matrices()  # it does not fit
 
 
 def test_operator_passes_torchs_own_checks() -> None:
