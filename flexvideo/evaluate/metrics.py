@@ -1,7 +1,7 @@
 """What is measured, one number a query; averages and their uncertainty are the business of `estimate`.
 
 Everything is exact and in float64, and every query counts. Ties go to the lower number, of a class or of a
-row of the gallery, so that results do not depend on the machine. Similarities are worked out for a chunk of the
+row of the gallery, so that results do not depend on the machine. Similarities are worked out for a chunk of
 queries at a time, so that 20,000 queries by 20,000 rows fit into a gigabyte.
 """
 
