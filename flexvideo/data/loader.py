@@ -1,18 +1,24 @@
 """Batches for flexible training: each step at its own frame count, frame size and patch."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from flexvideo.data.alter import erase
 from flexvideo.data.augment import Augment
 from flexvideo.data.clips import IMAGENET_MEAN, IMAGENET_STD, normalize
+from flexvideo.data.mix import draw_mixing, mix, soft_targets
+from flexvideo.data.reader import Cell, Read, Reader, altered, draw_for
 from flexvideo.data.sampler import StepPlan, StepSampler
-from flexvideo.data.source import Box, ClipSource, Crop
-from flexvideo.errors import VideoError
+from flexvideo.data.source import ClipSource
+from flexvideo.errors import ConfigError, VideoError
 from flexvideo.geometry import Base, ClipSpec
 from flexvideo.policy import Policy
 
@@ -21,9 +27,8 @@ from flexvideo.policy import Policy
 class Batch:
     """The clips of one micro-batch.
 
-    A clip that could not be read, where the source is told to skip such, is black and has no weight: a batch
-    has the planned size on every rank. The loss of a step is
-    `(weights * loss of each clip).sum() / clips of the step's plan`, or equally its mean over micro-batches.
+    A clip that could not be read, where the source is told to skip such, is black and has no weight, so that
+    a batch has its planned size on every rank. The loss of a micro-batch is the mean of `weights * losses`.
 
     Args:
         clips: normalised.
@@ -49,7 +54,8 @@ class FlexLoader:
     """The batches of a flexible training, step by step, as the policy draws their sizes.
 
     What a step holds is a pure function of (seed, epoch, step): the same from any step on, for any number of
-    workers, and for N ranks as for one that accumulates N micro-batches.
+    workers, and for N ranks as for one that accumulates N micro-batches. What is done to a clip is keyed by
+    (seed, epoch, its place in the epoch's order), and what is mixed by (seed, epoch, step, micro-batch).
 
     Args:
         source: the clips.
@@ -67,12 +73,24 @@ class FlexLoader:
         balanced: draw each class equally often, for sets with rare classes.
         mean: per colour, of values in [0, 1].
         std: likewise.
-        device: where batches are made.
-        pin_memory: whether clips pass through page-locked memory, from which a GPU copies while it works.
+        device: where batches are made: frames travel there as bytes, and are altered there.
+        pin_memory: whether they travel through page-locked memory, from which a GPU copies while it works.
 
     Raises:
-        ConfigError: fewer clips than micro-batches.
+        ConfigError: a number that does not fit, fewer clips than micro-batches, or mirrored clips of a set
+            whose classes tell left from right.
         GeometryError: a spec of which the budget does not hold a clip for every micro-batch.
+
+    Example:
+        >>> from flexvideo import StaticTokens
+        >>> from flexvideo.data.motion import MotionSet
+        >>> from flexvideo.data.source import RenderedSource
+        >>> source = RenderedSource(MotionSet("train", per_class=2))
+        >>> policy = StaticTokens(frames=(4, 8), sizes=(32, 64))
+        >>> base = Base(frames=8, height=64, width=64, patch=(16, 16))
+        >>> loader = FlexLoader(source, policy=policy, base=base, tokens=2048, accumulate=2)
+        >>> [batch.clips.shape for batch in next(loader.epoch(0))]
+        [torch.Size([8, 3, 8, 32, 32]), torch.Size([8, 3, 8, 32, 32])]
     """
 
     def __init__(
@@ -95,10 +113,13 @@ class FlexLoader:
         device: torch.device | str = "cpu",
         pin_memory: bool = False,
     ):
-        self.source, self.seed = source, seed
+        _check_numbers(steps, rank, world, accumulate, workers)
+        normalize(torch.zeros(1, 1, 1, 3, dtype=torch.uint8), mean=mean, std=std)  # refuses odd ones now
+        self.source, self.seed, self.augment = source, seed, _settled(augment or Augment(), source)
         self._rank, self._world, self._accumulate = rank, world, accumulate
-        self._augment = augment or Augment()
-        self._mean, self._std, self._device = tuple(mean), tuple(std), torch.device(device)
+        self._workers, self._pin_memory, self._device = workers, pin_memory, torch.device(device)
+        self._shift = torch.tensor(tuple(mean), device=device).mul_(255).view(3, 1, 1, 1)
+        self._scale = torch.tensor(tuple(std), device=device).mul_(255).view(3, 1, 1, 1)
         self._labels = source.labels
         self._sampler = StepSampler(
             self._labels,
@@ -141,40 +162,85 @@ class FlexLoader:
 
         Raises:
             VideoError: a clip cannot be read, and the source is not told to skip it.
+            RuntimeError: a worker process died.
         """
+        reads = iter(
+            DataLoader(
+                Reader(self.source, self.augment, self.seed, alters=self._device.type == "cpu"),
+                batch_size=None,
+                sampler=self._cells(epoch, start),
+                num_workers=self._workers,
+                collate_fn=_as_it_is,
+                pin_memory=self._pin_memory,
+                generator=torch.Generator(),  # PyTorch draws from it, and else from the state of the process
+            )
+        )
+        for _ in range(start, self.steps_in(epoch)):
+            yield [self._batch(next(reads)) for _ in range(self._accumulate)]
+
+    def _cells(self, epoch: int, start: int) -> Iterator[Cell]:
         for step in range(start, self.steps_in(epoch)):
             plan = self.plan(epoch, step)
-            yield [
-                self._batch(plan.spec, plan.cells[micro * self._world + self._rank], epoch)
-                for micro in range(self._accumulate)
-            ]
+            for micro in range(self._accumulate):
+                number = micro * self._world + self._rank
+                place = plan.start + number * len(plan.cells[number])
+                yield Cell(plan.spec, plan.cells[number], place, epoch, step, number)
 
-    def _batch(self, spec: ClipSpec, cell: tuple[int, ...], epoch: int) -> Batch:
-        clips, weights = (
-            torch.zeros(len(cell), 3, spec.frames, spec.height, spec.width),
-            torch.ones(len(cell)),
+    def _batch(self, read: Read) -> Batch:
+        """Report what could not be read, and make the rest of the batch where it is wanted."""
+        cell = read.cell
+        for message in read.warnings:
+            warnings.warn(message, stacklevel=3)
+        for place, error in read.errors.items():
+            if not isinstance(error, VideoError):
+                raise error
+            self.source.skip(cell.indices[place], error)
+        present = [place not in read.errors for place in range(len(cell.indices))]
+        labels = torch.tensor([self._labels[index] for index in cell.indices]).to(self._device)
+        weights = torch.tensor(present).float().to(self._device)
+        clips, targets = self._clips(read), None
+        if self.augment.soft:
+            size = (cell.spec.height, cell.spec.width)
+            mixing = draw_mixing(self.augment, size, draw_for("mix", self.seed, *cell[3:]))
+            clips = mix(clips, mixing, present)
+            targets = soft_targets(
+                labels, len(self.source.classes), mixing, present, smoothing=self.augment.smoothing
+            )
+        return Batch(clips, labels, cell.indices, cell.spec, weights, targets)
+
+    def _clips(self, read: Read) -> Float[Tensor, "b 3 t h w"]:
+        frames = read.frames.to(self._device, non_blocking=True)
+        if self._device.type != "cpu" and self.augment.operations:
+            frames = torch.stack(
+                [altered(clip, self.augment, self.seed, read.cell, i) for i, clip in enumerate(frames)]
+            )
+        clips = frames.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+        clips.sub_(self._shift).div_(self._scale)
+        for place, clip in enumerate(clips if self.augment.erase else ()):
+            draw = draw_for("erase", self.seed, read.cell.epoch, read.cell.place + place)
+            erase(clip, probability=self.augment.erase, draw=draw)
+        return clips
+
+
+def _as_it_is(read: Any) -> Any:
+    return read  # a read cell is a batch already
+
+
+def _settled(augment: Augment, source: ClipSource) -> Augment:
+    """Decide whether clips are mirrored."""
+    if augment.flip and not source.flip_ok:
+        raise ConfigError(
+            f"Clips of {source.name} must not be mirrored, as its classes tell left from right: augment with "
+            "flip=False, or with flip=None, which mirrors where a data set allows it."
         )
-        for place, index in enumerate(cell):
-            try:
-                frames = self.source.read(
-                    index,
-                    frames=spec.frames,
-                    size=(spec.height, spec.width),
-                    sampling=self._augment.sampling,
-                    seed=hash((self.seed, epoch, index)),
-                    crop=_centre(spec.height, spec.width),
-                )
-                clips[place] = normalize(frames, mean=self._mean, std=self._std)[0]
-            except VideoError as error:
-                self.source.skip(index, error)
-                weights[place] = 0
-        labels = torch.tensor([self._labels[index] for index in cell])
-        return Batch(clips.to(self._device), labels.to(self._device), cell, spec, weights.to(self._device))
+    return replace(augment, flip=source.flip_ok) if augment.flip is None else augment
 
 
-def _centre(height: int, width: int) -> Crop:
-    def crop(rows: int, columns: int) -> Box:
-        kept = min(rows, columns * height // width), min(columns, rows * width // height)
-        return Box((rows - kept[0]) // 2, (columns - kept[1]) // 2, *kept)
-
-    return crop
+def _check_numbers(steps: int | None, rank: int, world: int, accumulate: int, workers: int) -> None:
+    for name, value in (("steps", steps), ("world", world), ("accumulate", accumulate)):
+        if value is not None and value < 1:
+            raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+    if not 0 <= rank < world:
+        raise ConfigError(f"There is no rank {rank} among {world}: ranks are numbered from 0 to {world - 1}.")
+    if workers < 0:
+        raise ConfigError(f"`workers` must be at least 0, got {workers}.")

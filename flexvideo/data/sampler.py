@@ -25,10 +25,12 @@ class StepPlan:
     Args:
         spec: sizes of its clips.
         cells: numbers of its clips; micro-batch m of rank r of R takes cell m * R + r.
+        start: how many clips the epoch has taken before.
     """
 
     spec: ClipSpec
     cells: tuple[tuple[int, ...], ...]
+    start: int
 
     @property
     def clips(self) -> int:
@@ -154,10 +156,11 @@ class StepSampler:
             IndexError: the epoch has no such step.
         """
         schedule = self._schedule(epoch)
-        spec, end = schedule.specs[step], schedule.ends[step]
-        clips = [self._clip(epoch, place) for place in range(schedule.ends[step - 1] if step else 0, end)]
+        start, end = schedule.ends[step - 1] if step else 0, schedule.ends[step]
+        clips = [self._clip(epoch, place) for place in range(start, end)]
         size = len(clips) // self._cells
-        return StepPlan(spec, tuple(tuple(clips[i * size : (i + 1) * size]) for i in range(self._cells)))
+        cells = tuple(tuple(clips[i * size : (i + 1) * size]) for i in range(self._cells))
+        return StepPlan(schedule.specs[step], cells, start)
 
     def count_clips(self, epochs: int) -> Counter[ClipSpec]:
         """Count the clips of each spec over the epochs from 0 on."""
