@@ -61,5 +61,17 @@ class BackendError(FlexVideoError, RuntimeError):
     """A scan backend that is not available on this machine."""
 
 
+class BackendMemoryError(BackendError, MemoryError):
+    """A scan backend that ran out of memory."""
+
+
+class TrainingError(FlexVideoError, RuntimeError):
+    """A training that cannot go on, or cannot begin where it was told to."""
+
+
+class MemoryLimitError(TrainingError):
+    """A batch that does not fit into memory."""
+
+
 class MissingExtraError(FlexVideoError, ImportError):
     """An optional dependency that the called function needs."""

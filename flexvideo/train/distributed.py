@@ -1,0 +1,62 @@
+"""One process or many: torchrun starts them, and everything here is trivial for one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+
+@contextmanager
+def processes() -> Iterator[torch.device | None]:
+    """Join the processes that `torchrun` started, if it did, and part with them at the end.
+
+    Gives the device of this process, or None where torchrun has no part in it.
+    """
+    if not dist.is_torchelastic_launched():
+        yield None
+        return
+    if torch.cuda.is_available():
+        device, backend = torch.device("cuda", int(os.environ["LOCAL_RANK"])), "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(device)
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+    dist.init_process_group(backend)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Return the number of this process and how many there are.
+
+    Example:
+        >>> rank_and_world()
+        (0, 1)
+    """
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def summed(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Add up what every process has.
+
+    Args:
+        values: of this process; left as they are.
+    """
+    values = values.clone()
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def any_of(flag: bool) -> bool:
+    """Whether any process says so; every process gets the same answer.
+
+    Args:
+        flag: of this process.
+    """
+    return bool(summed(torch.tensor([float(flag)])).item())

@@ -1,0 +1,184 @@
+"""One optimiser step: forward and backward of its batches, then the update."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flexvideo.active import flex_within
+from flexvideo.data.loader import Batch
+from flexvideo.errors import ConfigError, MemoryLimitError
+from flexvideo.train.checkpoint import Run
+from flexvideo.train.config import TrainConfig
+from flexvideo.train.distributed import rank_and_world
+from flexvideo.train.keyed import keyed
+
+
+class Stepper:
+    """Takes the steps of a run.
+
+    Args:
+        run: what is trained, on its device.
+        config: of the training.
+        classes: that the model must tell apart.
+    """
+
+    def __init__(self, run: Run, config: TrainConfig, *, classes: int) -> None:
+        self._run, self._config, self._classes = run, config, classes
+        self._flexible = flex_within(run.model) is not None
+        self._world = rank_and_world()[1]
+        self._forward: nn.Module = run.model
+        if self._world > 1:
+            # Buffers are no statistics of batches, and every parameter of ours takes part in every step.
+            self._forward = DistributedDataParallel(run.model, broadcast_buffers=False)
+
+    def take(
+        self, batches: Sequence[Batch], *, rate: float, planned: int, epoch: int, done: int
+    ) -> Float[Tensor, " 2"]:
+        """Take one step.
+
+        Returns this process's share of the loss of the step, and the norm of its gradient, on the device.
+
+        Args:
+            batches: of this process.
+            rate: learning rate.
+            planned: clips of the step over all processes.
+            epoch: of the run.
+            done: steps taken before.
+
+        Raises:
+            MemoryLimitError: a batch does not fit into memory.
+            ConfigError: the model does not give a score for each class.
+        """
+        model, optimizer = self._run.model, self._run.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        losses = []
+        for number, batch in enumerate(batches):
+            with self._synchronising(number == len(batches) - 1):
+                losses.append(
+                    fitting(
+                        lambda part: self._backward(self._forward, part, planned=planned, epoch=epoch),
+                        lambda part: self._backward(model, part, planned=planned, epoch=epoch),
+                        batch,
+                        batches=len(batches) * self._world,
+                    )
+                )
+        norm = nn.utils.clip_grad_norm_(model.parameters(), self._config.clip_norm or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if self._run.ema is not None:
+            self._run.ema.update(step=done)
+        return torch.stack((torch.stack(losses).sum(), norm / self._world))
+
+    def _synchronising(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are averaged over the processes once a step."""
+        if isinstance(self._forward, DistributedDataParallel) and not last:
+            return self._forward.no_sync()
+        return nullcontext()
+
+    def _backward(self, forward: nn.Module, batch: Batch, *, planned: int, epoch: int) -> Float[Tensor, ""]:
+        patch = {"patch": batch.spec.patch} if self._flexible else {}
+        device = batch.clips.device.type
+        with (
+            keyed(self._run.model, batch.indices, seed=self._config.seed, epoch=epoch),
+            torch.autocast(device, torch.bfloat16, enabled=self._config.bf16),
+        ):
+            scores = forward(batch.clips, **patch)
+        self._check(scores)
+        loss = loss_sum(scores, batch) / planned
+        (loss * self._world).backward()  # which are averaged over the processes, not added up
+        return loss.detach()
+
+    def _check(self, scores: Tensor) -> None:
+        if scores.ndim != 2 or scores.shape[1] != self._classes:
+            raise ConfigError(
+                f"{type(self._run.model).__name__} gives {tuple(scores.shape)} for a batch, and the data has "
+                f"{self._classes} classes: give it a new head with flexvideo.train.replace_head."
+            )
+
+
+def loss_sum(scores: Float[Tensor, "b k"], batch: Batch) -> Float[Tensor, ""]:
+    """Add up the cross-entropy of the clips of a batch, those without weight left out.
+
+    Args:
+        scores: of the classes.
+        batch: holds labels, or shares of the classes.
+    """
+    targets = batch.labels if batch.targets is None else batch.targets
+    return (F.cross_entropy(scores.float(), targets, reduction="none") * batch.weights).sum()
+
+
+def fitting(
+    run: Callable[[Batch], Tensor], probe: Callable[[Batch], Tensor], batch: Batch, *, batches: int
+) -> Tensor:
+    """Run a batch; where it does not fit into memory, find out what does, and say so.
+
+    Args:
+        run: forward and backward of a batch.
+        probe: the same without other processes, which do not take part in finding out.
+        batch: to run.
+        batches: that make up a step, over all processes.
+
+    Raises:
+        MemoryLimitError: the batch does not fit.
+    """
+    try:
+        return run(batch)
+    except RuntimeError as error:
+        if not _is_memory(error):
+            raise
+    # Past the handler, whose traceback holds the tensors of the forward that failed.
+    fits = len(batch) // 2
+    while fits and not _fits(probe, _first(batch, fits)):
+        fits //= 2
+    raise MemoryLimitError(_advice(batch, fits, batches))
+
+
+def _fits(probe: Callable[[Batch], Tensor], batch: Batch) -> bool:
+    if batch.clips.is_cuda:
+        torch.cuda.empty_cache()
+    try:
+        probe(batch)
+    except RuntimeError as error:
+        if not _is_memory(error):
+            raise
+        return False
+    return True
+
+
+def _first(batch: Batch, clips: int) -> Batch:
+    targets = None if batch.targets is None else batch.targets[:clips]
+    return replace(
+        batch,
+        clips=batch.clips[:clips],
+        labels=batch.labels[:clips],
+        indices=batch.indices[:clips],
+        weights=batch.weights[:clips],
+        targets=targets,
+    )
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _advice(batch: Batch, fits: int, batches: int) -> str:
+    spec = batch.spec
+    clip = f"{spec.frames} frames of {spec.height} x {spec.width} px, patch {spec.patch[0]} x {spec.patch[1]}"
+    where = f"do not fit into the memory of {batch.clips.device}"
+    if not fits:
+        return (
+            f"{len(batch)} clips of {clip}, {where}, and not even one does: leave that size out of the "
+            "policy, or build the model with use_checkpoint=True."
+        )
+    factor = -(-len(batch) // fits)
+    return (
+        f"{len(batch)} clips of {clip}, {where}; {fits} of them do, so accumulate {factor} times as many "
+        f"batches, or divide the budget of tokens by {factor} ({fits * batches} such clips a step)."
+    )
