@@ -2,8 +2,9 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from flexvideo.discover import plan_for
-from flexvideo.geometry import Geometry
+from flexvideo.geometry import Base, Geometry
 from flexvideo.models import VideoMamba
 from flexvideo.policy import Policy, policy_of
 from flexvideo.swap import make_flexible
@@ -21,8 +22,40 @@ ClipReader = Callable[[int, int], Float[Tensor, "1 3 t h w"]]
 
 
 @dataclass(frozen=True)
+class Point:
+    """One geometry to run, as a policy solves it.
+
+    Args:
+        policy: under which the clip is run.
+        frames: frames T of the clip.
+        size: frame side R of the clip in pixels.
+        patch: what the call asks for; None leaves it to the policy.
+        geometry: sizes that the forward pass runs at.
+    """
+
+    policy: Policy
+    frames: int
+    size: int
+    patch: int | None
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
 class Cell:
-    """What one forward pass at one geometry cost, and how close its feature is to the base geometry's."""
+    """What one forward pass at one geometry cost, and how close its feature is to the base geometry's.
+
+    Args:
+        policy: its name.
+        frames: frames T of the clip.
+        size: frame side R of the clip in pixels.
+        patch: side of a patch in pixels.
+        grid: rows and columns of patches.
+        sees: side in pixels of what the patches cover, after the model's own resize of the clip.
+        tokens: with the class token.
+        gflops: 2 x multiply-accumulates of the pass, in 10^9.
+        milliseconds: that the pass took.
+        cosine: of its feature to the one at the model's own size.
+    """
 
     policy: str
     frames: int
@@ -40,65 +73,81 @@ class Cell:
         return asdict(self)
 
 
-def run_grid(
-    model: VideoMamba,
-    read: ClipReader,
-    *,
-    policies: Sequence[str | Policy],
-    frames: Sequence[int],
-    sizes: Sequence[int],
-) -> Iterator[Cell]:
-    """Run the flexible `model` at every policy, frame count and size, one cell at a time.
+def points(
+    model: VideoMamba, *, policies: Sequence[str | Policy], frames: Sequence[int], sizes: Sequence[int]
+) -> list[Point]:
+    """Solve the geometry of every policy, size and frame count, in this order, each once.
 
     "flexivit" and "flex-all" are shown with a patch of their own sets (`PATCHES`): a bare call would use the
     base patch, and their rows would repeat those of "static-patch".
 
     Args:
         model: a flexible model.
-        read: `read(frames, size)` gives the clip as (1, 3, frames, size, size).
-        policies: names or policies, in the order of the table.
+        policies: names or policies.
         frames: frame counts T.
         sizes: frame sides R in pixels.
+
+    Raises:
+        GeometryError: one that cannot be run.
+    """
+    base = plan_for(model).base
+    grid = product(dict.fromkeys(map(policy_of, policies)), dict.fromkeys(sizes), dict.fromkeys(frames))
+    return [_point(base, policy, count, size) for policy, size, count in grid]
+
+
+def _point(base: Base, policy: Policy, frames: int, size: int) -> Point:
+    patch = PATCHES.get(policy.name)
+    return Point(policy, frames, size, patch, policy.geometry(base, frames, size, size, patch))
+
+
+def run_grid(model: VideoMamba, read: ClipReader, grid: Sequence[Point]) -> Iterator[Cell]:
+    """Run the flexible `model` at every point, one cell at a time.
+
+    The first pass under each policy is run twice, and the second one timed: the first compiles the scan and
+    builds the resampling matrices.
+
+    Args:
+        model: a flexible model; it is left under the last policy.
+        read: `read(frames, size)` gives the clip as (1, 3, frames, size, size).
+        grid: of `points`, for this model.
 
     Example:
         >>> import torch, flexvideo as fv
         >>> model = fv.make_flexible(fv.VideoMamba(img_size=32, patch_size=8, depth=1, embed_dim=32).eval())
-        >>> cells = run_grid(model, lambda t, r: torch.rand(1, 3, t, r, r), policies=["static-tokens"],
-        ...                  frames=[4], sizes=[24, 32])
-        >>> [cell.tokens for cell in cells]
+        >>> grid = points(model, policies=["static-tokens"], frames=[4], sizes=[24, 32])
+        >>> [cell.tokens for cell in run_grid(model, lambda t, r: torch.rand(1, 3, t, r, r), grid)]
         [65, 65]
     """
     base = plan_for(model).base
     shadow = copy.deepcopy(model).to("meta")
-    reference = _feature(model, read(base.frames or frames[0], base.height), patch=None)
-    for policy in map(policy_of, policies):
-        patch = PATCHES.get(policy.name)
-        make_flexible(model, policy=policy)
-        make_flexible(shadow, policy=policy)
-        for size in sizes:
-            for count in frames:
-                geometry = policy.geometry(base, count, size, size, patch)
-                clip = read(count, size)
-                start = time.perf_counter()
-                feature = _feature(model, clip, patch=patch)
-                elapsed = 1e3 * (time.perf_counter() - start)
-                cosine = float(torch.cosine_similarity(feature, reference, dim=-1))
-                yield _cell(policy.name, count, size, geometry, _gflops(shadow, clip, patch), elapsed, cosine)
+    reference = _feature(model, read(base.frames or grid[0].frames, base.height), patch=None)
+    under = None
+    for point in grid:
+        clip = read(point.frames, point.size)
+        if point.policy != under:
+            under = point.policy
+            make_flexible(model, policy=under)
+            make_flexible(shadow, policy=under)
+            _feature(model, clip, patch=point.patch)
+        start = time.perf_counter()
+        feature = _feature(model, clip, patch=point.patch)
+        elapsed = 1e3 * (time.perf_counter() - start)
+        cosine = float(torch.cosine_similarity(feature, reference, dim=-1))
+        yield _cell(point, _gflops(shadow, clip, point.patch), elapsed, cosine)
 
 
-def _cell(
-    policy: str, frames: int, size: int, geometry: Geometry, gflops: float, elapsed: float, cosine: float
-) -> Cell:
+def _cell(point: Point, gflops: float, milliseconds: float, cosine: float) -> Cell:
+    geometry = point.geometry
     return Cell(
-        policy=policy,
-        frames=frames,
-        size=size,
+        policy=point.policy.name,
+        frames=point.frames,
+        size=point.size,
         patch=geometry.patch[0],
         grid=geometry.grid,
-        sees=geometry.height,
+        sees=geometry.grid[0] * geometry.patch[0],
         tokens=1 + geometry.tokens,
         gflops=gflops,
-        milliseconds=elapsed,
+        milliseconds=milliseconds,
         cosine=cosine,
     )
 
@@ -118,27 +167,27 @@ def _gflops(shadow: VideoMamba, clip: Float[Tensor, "1 3 t h w"], patch: int | N
     return counter.get_total_flops() / 1e9
 
 
-def format_table(cells: Sequence[Cell]) -> str:
-    """The cells as a table: one block a policy, one line a geometry.
+def table_lines(cells: Iterable[Cell]) -> Iterator[str]:
+    """The cells as a table, line by line as they come: one block a policy, one line a geometry.
 
     Example:
-        >>> print(format_table([Cell("static-tokens", 8, 96, 7, (14, 14), 98, 1569, 11.5, 410.0, 0.98)]))
+        >>> cell = Cell("static-tokens", 8, 96, 7, (14, 14), 98, 1569, 11.5, 410.0, 0.98)
+        >>> print(*table_lines([cell]), sep="\\n")
         policy          clip T x R  patch     grid   sees  tokens  GFLOPs      ms  cosine
         static-tokens       8 x 96      7  14 x 14     98    1569    11.5     410   0.980
     """
-    lines = [
+    yield (
         f"{'policy':<15} {'clip T x R':>10} {'patch':>6} {'grid':>8} {'sees':>6} {'tokens':>7} {'GFLOPs':>7} "
         f"{'ms':>7} {'cosine':>7}"
-    ]
+    )
     previous = None
     for cell in cells:
-        if previous is not None and cell.policy != previous:
-            lines.append("")
+        if previous not in (None, cell.policy):
+            yield ""
         name = cell.policy if cell.policy != previous else ""
         previous = cell.policy
-        lines.append(
+        yield (
             f"{name:<15} {f'{cell.frames} x {cell.size}':>10} {cell.patch:>6} "
             f"{f'{cell.grid[0]} x {cell.grid[1]}':>8} {cell.sees:>6} {cell.tokens:>7} {cell.gflops:>7.1f} "
             f"{cell.milliseconds:>7.0f} {cell.cosine:>7.3f}"
         )
-    return "\n".join(lines)

@@ -26,7 +26,7 @@ def plot_grid(cells: Sequence[Cell], path: str | Path, *, title: str) -> Path:
     Args:
         cells: the results of `flexvideo.demo.run_grid`.
         path: where to write; the ending chooses the format (".png", ".pdf", ".svg").
-        title: one line above the picture.
+        title: above the picture.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -35,15 +35,19 @@ def plot_grid(cells: Sequence[Cell], path: str | Path, *, title: str) -> Path:
     from matplotlib.figure import Figure
 
     policies = list(dict.fromkeys(cell.policy for cell in cells))
-    figure = Figure(figsize=(2.5 * len(policies) + 0.8, 6.2), layout="constrained")
-    figure.suptitle(title)
-    grid = figure.add_gridspec(2, len(policies), height_ratios=[1, 1.25])
-    low = min(cell.cosine for cell in cells)
-    for column, policy in enumerate(policies):
-        axes = figure.add_subplot(grid[0, column])
+    width = max(2.5 * len(policies) + 1.2, 7.0)
+    figure = Figure(figsize=(width, 6.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    grid = figure.add_gridspec(
+        2, len(policies) + 1, width_ratios=[1.0] * len(policies) + [0.06], height_ratios=[1, 1.25]
+    )
+    low = min(0.99, *(cell.cosine for cell in cells))
+    maps = [figure.add_subplot(grid[0, column]) for column in range(len(policies))]
+    for axes, policy in zip(maps, policies, strict=True):
         _heat_map([cell for cell in cells if cell.policy == policy], axes, low=low)
-        if column == 0:
-            axes.set_ylabel("frames T")
+    maps[0].set_ylabel("frames T")
+    label = "cosine to the feature at\nthe model's own size (p: patch)"
+    figure.colorbar(maps[0].images[0], cax=figure.add_subplot(grid[0, -1]), label=label)
     _cost(cells, figure.add_subplot(grid[1, :]))
     figure.savefig(path, dpi=130)
     return Path(path)

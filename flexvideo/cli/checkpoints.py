@@ -1,34 +1,74 @@
 """Commands about checkpoints: `info`, `convert`."""
 
-from flexvideo.checkpoints import describe
-from flexvideo.cli.shared import Commands, Options, command, source_arguments
-from flexvideo.folder import convert
+import re
+from pathlib import Path
 
-INFO = "Say what a checkpoint is: model, sizes, classes, and what of it can flex."
+from flexvideo.checkpoints import describe
+from flexvideo.cli.shared import Commands, Options, command, name, source_arguments
+from flexvideo.data.records import plural
+from flexvideo.errors import ConfigError
+from flexvideo.featurefile import feature_settings, holds_features, load_features
+from flexvideo.folder import convert
+from flexvideo.output import require_file
+from flexvideo.sources import CONFIG, WEIGHTS
+from flexvideo.weights import SUFFIXES
+
+INFO = """\
+Say what a checkpoint is: model, sizes, classes, and what of it can flex.
+Of a file that `flexvideo features` wrote it says how the features came about."""
 CONVERT = "Rewrite a checkpoint: an official .pth as a folder of ours, or back."
 
 
 def add(commands: Commands) -> None:
     """Register the commands."""
-    info = command(
-        commands,
-        "info",
-        _info,
-        INFO,
-        example="flexvideo info videomamba_m16_k400_mask_ft_f16_res224.pth",
+    example = "flexvideo info videomamba_m16_k400_mask_ft_f16_res224.pth"
+    source_arguments(command(commands, "info", _info, INFO, example=example))
+    example = "flexvideo convert official.pth my-model/"
+    parser = command(commands, "convert", _convert, CONVERT, example=example)
+    source_arguments(parser)
+    parser.add_argument(
+        "target", type=name, metavar="DST", help="a folder, or a file ending in .safetensors or .pth"
     )
-    source_arguments(info)
-    convert_ = command(
-        commands, "convert", _convert, CONVERT, example="flexvideo convert official.pth my-model/"
-    )
-    source_arguments(convert_)
-    convert_.add_argument("target", metavar="DST", help="a folder, or a file ending in .safetensors or .pth")
+    parser.add_argument("--force", action="store_true", help="write over a DST that is there")
 
 
 def _info(options: Options) -> None:
-    print(describe(options.checkpoint, filename=options.filename, revision=options.revision))
+    if holds_features(options.checkpoint):
+        print(_features_in_words(options.checkpoint))
+    else:
+        print(describe(options.checkpoint, filename=options.filename, revision=options.revision))
+
+
+def _features_in_words(path: str) -> str:
+    names, features = load_features(path)
+    rows = {
+        "features": f"{plural(len(names), 'video')}, {features.shape[1]} numbers each"
+    } | feature_settings(path)
+    if len(rows) == 1:
+        rows["settings"] = "none recorded"
+    return "\n".join([path, *(f"  {title:<11}{_in_words(value)}" for title, value in rows.items())])
+
+
+def _in_words(value: object) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _convert(options: Options) -> None:
-    convert(options.checkpoint, options.target, filename=options.filename, revision=options.revision)
-    print(f"wrote {options.target}")
+    _require_target(options.target, force=options.force)
+    source = convert(options.checkpoint, options.target, filename=options.filename, revision=options.revision)
+    print(f"wrote {options.target} from {source}")
+
+
+def _require_target(target: str, *, force: bool) -> None:
+    """Refuse what is likely a slip: a mistyped ending, a model that is there already."""
+    path = Path(target)
+    if path.suffix in SUFFIXES:
+        taken = require_file(path).exists()
+    elif re.fullmatch(r"\.[A-Za-z]\w*", path.suffix) and not target.endswith("/") and not path.is_dir():
+        raise ConfigError(
+            f"{target} ends in none of {', '.join(SUFFIXES)}: for a folder of that name, write {target}/."
+        )
+    else:
+        taken = any((path / part).exists() for part in (WEIGHTS, CONFIG))
+    if taken and not force:
+        raise ConfigError(f"{target} is there already: name another DST, or write over it with --force.")

@@ -21,20 +21,32 @@ Progress = Callable[[int, int], None]
 CHECKPOINT = "a file, a folder, or OWNER/NAME on the Hub"
 
 
+def name(text: str) -> str:
+    """The type of an argument that names something: a shell gives an empty one for a variable not set.
+
+    Example:
+        >>> name("model.pth")
+        'model.pth'
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
 def command(
-    commands: Commands, name: str, run: Callable[[Options], int | None], text: str, *, example: str
+    commands: Commands, called: str, run: Callable[[Options], int | None], text: str, *, example: str
 ) -> argparse.ArgumentParser:
     """Register a command, to whose parser arguments are then added.
 
     Args:
         commands: what `add` of a module of commands is given.
-        name: as typed.
+        called: its name, as typed.
         run: does the work; returns an exit code, None for 0.
         text: shown by `flexvideo NAME --help`; what comes before its first colon, by `flexvideo --help`.
         example: a whole line that can be typed.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
-        name,
+        called,
         help=text.partition(":")[0].replace("\n", " ").rstrip("."),
         description=text,
         epilog=f"example:\n  {example}",
@@ -46,13 +58,13 @@ def command(
 
 def checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add `--checkpoint`, `--filename` and `--revision`, which `load_model` reads."""
-    parser.add_argument("--checkpoint", required=required, metavar="CHECKPOINT", help=CHECKPOINT)
+    parser.add_argument("--checkpoint", required=required, type=name, metavar="CHECKPOINT", help=CHECKPOINT)
     _place_arguments(parser)
 
 
 def source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint as the first argument, for commands that are about it: `options.checkpoint`."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    parser.add_argument("checkpoint", type=name, metavar="CHECKPOINT", help=CHECKPOINT)
     _place_arguments(parser)
 
 

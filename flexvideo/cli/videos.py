@@ -2,6 +2,9 @@
 
 import argparse
 
+from jaxtyping import Float
+from torch import Tensor
+
 from flexvideo.cli.shared import (
     Commands,
     Options,
@@ -11,6 +14,7 @@ from flexvideo.cli.shared import (
     device_argument,
     device_of,
     load_model,
+    name,
     policy_argument,
     progress,
     rule_argument,
@@ -18,12 +22,18 @@ from flexvideo.cli.shared import (
 from flexvideo.data.check import check_videos
 from flexvideo.data.datasets import DATASETS, open_dataset
 from flexvideo.data.lists import write_list
+from flexvideo.data.records import plural
+from flexvideo.errors import VideoError
 from flexvideo.featurefile import require_features_file, save_features
 from flexvideo.features import extract_features
-from flexvideo.swap import make_flexible
+from flexvideo.models import VideoMamba
+from flexvideo.output import require_file
+from flexvideo.swap import flex_config, make_flexible
 
 FEATURES = "Write one feature vector for every video, at the frame count and size of your choice."
-CHECK = "Decode the first, middle and last frame of every video of a data set: name the damaged ones."
+CHECK = """\
+Decode the first, middle and last frame of every video of a data set: name the damaged ones.
+Exit code 0 says that all are good, 1 that some are not, 2 that there was nothing to check or none is good."""
 
 
 def add(commands: Commands) -> None:
@@ -47,7 +57,9 @@ def _features_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-unreadable", action="store_true", help="leave out, and name, videos that fail"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="ends in .safetensors or .npz")
+    parser.add_argument(
+        "--out", required=True, type=name, metavar="FILE", help="ends in .safetensors or .npz"
+    )
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,15 +73,27 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--annotations", metavar="DIR", help="where the official split files are, if elsewhere"
     )
-    parser.add_argument("--good", metavar="FILE", help="write the list of readable videos here")
+    parser.add_argument("--good", type=name, metavar="FILE", help="write the list of readable videos here")
 
 
 def _features(options: Options) -> None:
     require_features_file(options.out)
     model = load_model(options, policy=options.policy, device=device_of(options))
     make_flexible(model)
+    try:
+        names, features = _extract(model, options)
+    except VideoError as error:
+        if options.skip_unreadable:
+            raise
+        raise VideoError(f"{error} With --skip-unreadable such videos are left out.") from error
+    save_features(options.out, names, features, settings=_settings(model, options))
+    done = f"{len(names)} of {plural(len(options.videos), 'video')}"
+    print(f"{done}, {features.shape[1]} numbers each: {options.out}")
+
+
+def _extract(model: VideoMamba, options: Options) -> tuple[list[str], Float[Tensor, "n d"]]:
     with progress("videos", len(options.videos)) as bar:
-        names, features = extract_features(
+        return extract_features(
             model,
             options.videos,
             frames=options.frames,
@@ -78,11 +102,22 @@ def _features(options: Options) -> None:
             on_error="skip" if options.skip_unreadable else "raise",
             progress=bar,
         )
-    save_features(options.out, names, features)
-    print(f"{len(names)} of {len(options.videos)} videos, {features.shape[1]} numbers each: {options.out}")
 
 
-def _check_videos(options: Options) -> None:
+def _settings(model: VideoMamba, options: Options) -> dict[str, object]:
+    config = flex_config(model)
+    return {
+        "checkpoint": model.source,
+        "frames": options.frames,
+        "size": options.size,
+        "policy": config["policy"]["name"],
+        "rule": config["rule"],
+    }
+
+
+def _check_videos(options: Options) -> int:
+    if options.good:
+        require_file(options.good)
     videos = open_dataset(
         options.data,
         split=options.split,
@@ -95,3 +130,4 @@ def _check_videos(options: Options) -> None:
     if options.good:
         write_list(options.good, check.good)
         print(f"list of the readable videos: {options.good}")
+    return 1 if check.problems else 0
