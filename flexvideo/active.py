@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from operator import index
+from os import PathLike
 from typing import Any, get_args
 
 import torch
@@ -225,8 +226,11 @@ def flex_within(model: nn.Module) -> Flex | None:
         model: any model.
 
     Raises:
-        UnsupportedModelError: when it holds several flexible models.
+        UnsupportedModelError: when it is no model, or holds several flexible models.
     """
+    if not isinstance(model, nn.Module):
+        path = " (flexvideo.load reads a model from a path)" if isinstance(model, str | PathLike) else ""
+        raise UnsupportedModelError(f"Give a model, a torch.nn.Module; got {model!r}{path}.")
     found = {
         id(flex): flex for module in model.modules() if (flex := module.__dict__.get("_flex")) is not None
     }

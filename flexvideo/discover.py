@@ -11,7 +11,7 @@ from torch import nn
 from flexvideo.active import flex_within
 from flexvideo.candidates import StoredTensor, candidates, convolutions, position_tensors
 from flexvideo.check import check_plain, check_plan
-from flexvideo.errors import NothingToFlexError, PlanError
+from flexvideo.errors import NothingToFlexError, PlanError, UnsupportedModelError
 from flexvideo.families import FAMILIES, SizeFree, cached_sizes, conv_sizes, find
 from flexvideo.geometry import Base, as_pair
 from flexvideo.plan import Axes, ClassRow, Plan, Table
@@ -45,7 +45,8 @@ def plan_for(
     Raises:
         PlanError: no patch embedding, several of them, or a table that fits nothing, listing what was seen.
         NothingToFlexError: a model that takes clips of any size as it is.
-        UnsupportedModelError: a model that is compiled, wrapped or parametrized.
+        UnsupportedModelError: a model that is compiled, wrapped or parametrized, or an argument for one that
+            is flexible already.
 
     Example:
         >>> from flexvideo import VideoMamba, plan_for
@@ -54,10 +55,16 @@ def plan_for(
         ('patch_embed.proj.weight', 'pos_embed', 'temporal_pos_embedding')
     """
     flex = flex_within(model)
+    hinted = not (size is None and frames is None and class_token is None)
     if flex is not None:
+        if hinted or rule is not None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is flexible already, and follows a plan that `size`, `frames`, "
+                "`class_token` and `rule` cannot change: make_flexible(model, rule=...) changes the rule; for "
+                "the others restore(model) first."
+            )
         return flex.plan
     check_plain(model)
-    hinted = not (size is None and frames is None and class_token is None)
     plan = None if hinted else _by_family(model)
     if plan is None:
         try:

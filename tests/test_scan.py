@@ -256,6 +256,26 @@ def test_narrower_vectors(march, tmp_path, monkeypatch):
     assert torch.equal(selective_scan(*inputs, backend="cpu").isnan(), expected)
 
 
+def test_no_memory_is_an_error(tmp_path, monkeypatch):
+    """A C library in which every allocation fails."""
+    source = tmp_path / "none.c"
+    source.write_text("#include <stddef.h>\nvoid *none(size_t a, size_t b) { return NULL; }\n")
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\nexec cc "$@" -Daligned_alloc=none -x c {source}\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library = native.library.__wrapped__()
+    monkeypatch.setattr(cpu, "library", lambda: library)
+    inputs = scan_inputs(b=3, d=200, dtype=torch.float32)
+    out = selective_scan(*inputs, backend="cpu")
+    with pytest.raises(
+        MemoryError, match="'cpu' to work in, at 3 clips of 37 tokens: use a smaller"
+    ) as caught:
+        out.sum().backward()
+    assert isinstance(caught.value, BackendError)
+
+
 def test_threads_of_the_caller():
     inputs = [x.detach() for x in scan_inputs(dtype=torch.float32)]
     expected, outs = selective_scan(*inputs, backend="cpu"), [torch.empty(0)] * 4
@@ -363,6 +383,18 @@ def test_without_a_kernel_the_slow_path_warns_once(monkeypatch):
     assert torch.equal(out, expected)
     assert torch.equal(selective_scan(*inputs), expected)  # and says nothing
     registry._preferred.cache_clear()
+
+
+def test_a_device_without_kernels_takes_the_slow_path_and_says_so_once():
+    registry._preferred.cache_clear()
+    message = (
+        "scans on 'mps' take the slow path in torch. No backend has kernels for this device: they are for"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        modules = [registry.backend_for("auto", "mps", torch.float32) for _ in range(2)]
+    assert len(caught) == 1
+    assert [module.__name__ for module in modules] == ["flexvideo.scan.chunked"] * 2
+    registry.backend_for("auto", "meta", torch.float32)  # nothing runs there that could be slow
 
 
 def test_library_is_compiled_once_and_whole(tmp_path, monkeypatch):

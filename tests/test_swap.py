@@ -1,6 +1,8 @@
 """Where resampled tensors end up: coordinates, strange layouts, wrapped hosts, baked models, bad clips."""
 
 import copy
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -142,7 +144,8 @@ def test_stranger_trains_bakes_and_restores(size: tuple[int, int, int]) -> None:
     assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
     assert model.config.num_frames == 4
     assert model.blocks[0].steps == 4
-    baked = fv.bake(model, frames=size[0], size=size[1:])
+    with pytest.warns(UserWarning, match=r"`clock` is in no state dict, .* save the baked model whole, or"):
+        baked = fv.bake(model, frames=size[0], size=size[1:])
     assert torch.equal(baked(x), output)
     assert [type(module) for module in baked.modules()] == kinds
     assert baked.config.num_frames == baked.blocks[1].steps == size[0]
@@ -322,6 +325,19 @@ def test_bake_says_which_clip_the_model_takes() -> None:
     assert fv.bake(model, frames=4, size=98, patch=7).patch_embed.img_size == (98, 98)
 
 
+def test_warning_of_bake_points_at_its_caller() -> None:
+    code = """
+import warnings, flexvideo as fv
+model = fv.make_flexible(fv.VideoMamba(img_size=56, patch_size=4, depth=1, embed_dim=8, num_frames=2))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    fv.bake(model, frames=2, size=24)  # in line 6
+print([(warning.filename, warning.lineno) for warning in caught])
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[('<string>', 6)]\n"
+
+
 def test_frozen_parameters_stay_frozen() -> None:
     model = fv.make_flexible(VisionMamba(), policy="flex-all")
     model.pos_embed.requires_grad_(False)
@@ -400,6 +416,17 @@ def test_bad_patch(patch: object) -> None:
     assert model._flex.active.geometry is None
     if not isinstance(patch, tuple) or len(patch) == 2:
         assert isinstance(caught.value, GeometryError)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("call", [fv.make_flexible, fv.plan_for, fv.restore, fv.flex_config])
+def test_not_a_model(call) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"Give a model, a torch.nn.Module; got None\.$"):
+        call(None)
+    with pytest.raises(
+        UnsupportedModelError, match=r"got 'some/path' \(flexvideo.load reads a model from a p"
+    ):
+        call("some/path")
 
 
 def test_missing_clip_is_pythons_own_error() -> None:

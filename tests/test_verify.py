@@ -181,6 +181,23 @@ def test_wrong_grid() -> None:
         fv.verify(Cropping(), plan=plan, frames=6)
 
 
+def test_layers_that_torch_fuses_are_compared_with_themselves() -> None:
+    """A watched forward leaves torch's fused encoder layer out, and another gives other roundings."""
+
+    class Attending(Foreign):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = [nn.TransformerEncoderLayer(12, 2, 24, batch_first=True) for _ in range(4)]
+            self.encoder = nn.Sequential(*layers)
+
+        def forward(self, clip: Tensor) -> Tensor:
+            return self.encoder(super().forward(clip)[:, None] + torch.linspace(0, 9, 33)[:, None])
+
+    for seed in range(4):
+        torch.manual_seed(seed)
+        fv.verify(Attending(), plan=FOREIGN)
+
+
 def test_unread_table_is_warned_of() -> None:
     model = Foreign()
     model.other = nn.Parameter(torch.randn(1, 16, 12))

@@ -10,6 +10,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -225,10 +226,12 @@ INLINE void scan_chunk_backward(const Scan *s, long k, long b, long c, long from
     }
 }
 
-INLINE void scan_task_backward(const Scan *s, long task, int N) {
+/* False where there is no memory to work in; the gradients then are not whole. */
+INLINE bool scan_task_backward(const Scan *s, long task, int N) {
     const long groups = (s->d + GROUP - 1) / GROUP, b = task / groups, group = task % groups;
     const long first = group * GROUP, last = least(first + GROUP, s->d), blocks = GROUP / LANES;
     vec *room = aligned_alloc(64, (sizeof(vec) * N * (4 * CHUNK + 1 + 2 * blocks) + 63) & ~63L);
+    if (!room) return false;
     vec *decay = room, *h = decay + CHUNK * N, *sum_B = h + (CHUNK + 1) * N, *sum_C = sum_B + CHUNK * N;
     vec *rest = sum_C + CHUNK * N;
     for (long k = 0; k < s->k; k++) {
@@ -255,6 +258,7 @@ INLINE void scan_task_backward(const Scan *s, long task, int N) {
         }
     }
     free(room);
+    return true;
 }
 
 /* Before SiLU; direction 1 looks into the future, its last tap at the present too. */
@@ -307,55 +311,61 @@ INLINE void conv_task_backward(const Conv *s, long task, int W) {
 }
 
 /* The usual 16 states and 4 taps are unrolled and stay in registers; any other number works too. */
-static void scan_any(const void *args, long task) {
+static bool scan_any(const void *args, long task) {
     const Scan *s = args;
     if (s->n == 16) scan_task(s, task, 16);
     else scan_task(s, task, s->n);
+    return true;
 }
 
-static void scan_any_backward(const void *args, long task) {
+static bool scan_any_backward(const void *args, long task) {
     const Scan *s = args;
-    if (s->n == 16) scan_task_backward(s, task, 16);
-    else scan_task_backward(s, task, s->n);
+    return s->n == 16 ? scan_task_backward(s, task, 16) : scan_task_backward(s, task, s->n);
 }
 
-static void conv_any(const void *args, long task) {
+static bool conv_any(const void *args, long task) {
     const Conv *s = args;
     if (s->w == 4) conv_task(s, task, 4);
     else conv_task(s, task, s->w);
+    return true;
 }
 
-static void conv_any_backward(const void *args, long task) {
+static bool conv_any_backward(const void *args, long task) {
     const Conv *s = args;
     if (s->w == 4) conv_task_backward(s, task, 4);
     else conv_task_backward(s, task, s->w);
+    return true;
 }
 
 typedef struct {
-    void (*task)(const void *, long);
+    bool (*task)(const void *, long);
     const void *args;
     long tasks;
     atomic_long next;
+    atomic_bool failed;
 } Queue;
 
 static void *work(void *queue) {
     Queue *q = queue;
-    for (long task; (task = atomic_fetch_add(&q->next, 1)) < q->tasks;) q->task(q->args, task);
+    for (long task; (task = atomic_fetch_add(&q->next, 1)) < q->tasks;)
+        if (!q->task(q->args, task)) atomic_store(&q->failed, true);
     return NULL;
 }
 
 /* Threads live for one call: nothing to keep, nothing that a fork could break. */
-static void run(void (*task)(const void *, long), const void *args, long b, long d, long threads) {
-    Queue queue = {task, args, b * ((d + GROUP - 1) / GROUP), 0};
+static int run(bool (*task)(const void *, long), const void *args, long b, long d, long threads) {
+    Queue queue = {task, args, b * ((d + GROUP - 1) / GROUP), 0, false};
     pthread_t helpers[MAX_THREADS];
     long started = 0;
     threads = least(least(threads, queue.tasks), MAX_THREADS);
     while (started < threads - 1 && !pthread_create(helpers + started, NULL, work, &queue)) started++;
     work(&queue);
     while (started) pthread_join(helpers[--started], NULL);
+    return atomic_load(&queue.failed);
 }
 
-void flexvideo_scan(const Scan *s, long threads) { run(scan_any, s, s->b, s->d, threads); }
-void flexvideo_scan_backward(const Scan *s, long threads) { run(scan_any_backward, s, s->b, s->d, threads); }
-void flexvideo_conv(const Conv *s, long threads) { run(conv_any, s, s->b, s->d, threads); }
-void flexvideo_conv_backward(const Conv *s, long threads) { run(conv_any_backward, s, s->b, s->d, threads); }
+/* Not zero where memory ran out. */
+int flexvideo_scan(const Scan *s, long threads) { return run(scan_any, s, s->b, s->d, threads); }
+int flexvideo_scan_backward(const Scan *s, long threads) { return run(scan_any_backward, s, s->b, s->d, threads); }
+int flexvideo_conv(const Conv *s, long threads) { return run(conv_any, s, s->b, s->d, threads); }
+int flexvideo_conv_backward(const Conv *s, long threads) { return run(conv_any_backward, s, s->b, s->d, threads); }

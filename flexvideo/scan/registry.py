@@ -76,7 +76,8 @@ def _preferred(device: str) -> str:
     """The first fast backend of the device that can run, else the slow one, saying once why."""
     reasons = {name: reason(name) for name in FAST.get(device, ())}
     chosen = next((name for name, why in reasons.items() if why is None), "chunked")
-    if chosen == "chunked" and reasons:
+    if chosen == "chunked" and device != "meta":  # where nothing is computed
         whys = " ".join(f"{name}: {why}" for name, why in reasons.items())
+        whys = whys or f"No backend has kernels for this device: they are for {' and '.join(FAST)}."
         warnings.warn(f"Selective scans on {device!r} take the slow path in torch. {whys}", stacklevel=4)
     return chosen
