@@ -5,22 +5,24 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from flexvideo.active import flex_within
 from flexvideo.description import Description, description
-from flexvideo.errors import CheckpointWarning
-from flexvideo.modelconfig import UNSEEN, ModelConfig, agree
+from flexvideo.errors import CheckpointError, CheckpointWarning, ConfigError, UnsupportedModelError
+from flexvideo.modelconfig import UNSEEN, ModelConfig, agree, parse_config
 from flexvideo.models import VideoMamba
 from flexvideo.policy import Policy
 from flexvideo.resample import Rule
 from flexvideo.sources import HEADER_KEY, Remote, Source, locate, read
-from flexvideo.statedict import Interpretation, interpret
+from flexvideo.statedict import FLOATS, Interpretation, interpret
 from flexvideo.swap import flex_config, make_flexible
-from flexvideo.weights import write_pickle, write_safetensors
+from flexvideo.weights import is_plain, write_pickle, write_safetensors
 
+Model = TypeVar("Model", bound=VideoMamba)
 logger = logging.getLogger(__name__)
 
 
@@ -59,6 +61,7 @@ def load(
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, or not a VideoMamba.
         HubError: the Hub refuses, lacks the file, or cannot be reached.
+        ConfigError: an unknown policy or rule, or a dtype that weights cannot have.
 
     Example:
         >>> import tempfile, flexvideo
@@ -68,6 +71,54 @@ def load(
         >>> flexvideo.flex_config(flexvideo.load(folder))["policy"]["name"]
         'flex-all'
     """
+    return load_as(
+        VideoMamba,
+        repo_or_path,
+        filename=filename,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        policy=policy,
+        rule=rule,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def load_as(
+    kind: type[Model],
+    repo_or_path: str | os.PathLike[str],
+    *,
+    filename: str | None,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    local_files_only: bool,
+    force_download: bool = False,
+    policy: Policy | str | Mapping[str, Any] | None,
+    rule: Rule | str | Mapping[str, Any] | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> Model:
+    """Load a VideoMamba as an instance of a class that is one, built with the same arguments.
+
+    Args:
+        kind: the class.
+        repo_or_path: as `load` takes it.
+        filename: as `load` takes it.
+        revision: as `load` takes it.
+        token: as `load` takes it.
+        cache_dir: as `load` takes it.
+        local_files_only: as `load` takes it.
+        force_download: fetch again what the cache has already.
+        policy: as `load` takes it.
+        rule: as `load` takes it.
+        dtype: as `load` takes it.
+        device: as `load` takes it.
+    """
+    if dtype not in (None, *FLOATS):
+        raise ConfigError(f"Weights cannot be {dtype}: give one of {', '.join(map(str, FLOATS))}.")
     source = locate(repo_or_path, filename)
     if isinstance(source, Remote):
         from flexvideo import hub
@@ -78,9 +129,12 @@ def load(
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
+            force_download=force_download,
         )
     found, config = read(source)
-    model = _build(found, agree(config, found.layout, where=source.name), dtype=dtype, device=device)
+    if hollow := [name for name, value in found.state.items() if not is_plain(value)]:
+        raise CheckpointError(f"{source.name}: {hollow[0]} has no plain values (a meta or a sparse tensor).")
+    model = _build(kind, found, agree(config, found.layout, where=source.name), dtype=dtype, device=device)
     model.labels, model.mean, model.std, model.source = config.labels, config.mean, config.std, source.name
     _report(source, found)
     policy, rule = config.policy if policy is None else policy, config.rule if rule is None else rule
@@ -128,31 +182,44 @@ def describe(
     return description(found, config, name=source.name, remark=source.remark)
 
 
-def save(model: VideoMamba, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model to one file, for `load` and for the official code: the same bytes for the same model.
 
     A .safetensors file carries policy, rule, labels and normalisation in its header. Any other is a bare
     state dict for torch.load, as the official files are, and carries tensors only.
 
     Args:
-        model: plain or flexible.
+        model: a VideoMamba, plain or flexible.
         path: the file; it is replaced whole or not at all.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: it cannot be written, or could not be loaded again.
+        UnsupportedModelError: another model, or a wrapped one.
     """
-    path = Path(path)
+    path, text = Path(path), config_text(model)
     if path.suffix == ".safetensors":
-        write_safetensors(path, model.state_dict(), text={HEADER_KEY: config_text(model)})
+        write_safetensors(path, model.state_dict(), text={HEADER_KEY: text})
         return
-    if flexing(model):
-        message = f"{path} is a bare state dict: it does not record {flexing(model)}."
+    if forgotten := flexing(model):
+        message = f"{path} is a bare state dict: it does not record {forgotten}."
         warnings.warn(message, CheckpointWarning, stacklevel=2)
     write_pickle(path, model.state_dict())
 
 
-def config_text(model: VideoMamba) -> str:
-    """The text of config.json for a model."""
+def config_text(model: nn.Module) -> str:
+    """The text of config.json for a model, which `load` is sure to take.
+
+    Args:
+        model: a VideoMamba, plain or flexible.
+
+    Raises:
+        CheckpointError: tensors that are not those of a VideoMamba, or labels that do not fit them.
+        UnsupportedModelError: another model, or a wrapped one.
+    """
+    if not isinstance(model, VideoMamba):
+        inside = next((f"model.{name}" for name in ("_orig_mod", "module") if hasattr(model, name)), None)
+        instead = f"the one inside, {inside}" if inside else "its state_dict() and fv.flex_config(model)"
+        raise UnsupportedModelError(f"{type(model).__name__} is no VideoMamba: save {instead}.")
     size = model.patch_embed.img_size
     layout = interpret(model.state_dict(), where="the model", img_size=size).layout
     unseen = {name: model.config[name] for name in UNSEEN}
@@ -165,23 +232,28 @@ def config_text(model: VideoMamba) -> str:
         mean=model.mean,
         std=model.std,
     )
-    return config.to_text(layout)
+    text = config.to_text(layout)
+    written = parse_config(text, where="the model")
+    assert written is not None
+    agree(written, layout, where="the model")
+    return text
 
 
-def flexing(model: VideoMamba) -> dict[str, Any]:
+def flexing(model: nn.Module) -> dict[str, Any]:
     """Policy and rule of a flexible model; empty for a plain one."""
     return {} if flex_within(model) is None else flex_config(model)
 
 
 def _build(
+    kind: type[Model],
     found: Interpretation,
     arguments: dict[str, Any],
     *,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-) -> VideoMamba:
+) -> Model:
     """A model around the tensors themselves: nothing is initialised only to be overwritten."""
-    model = VideoMamba(**arguments, device="meta")
+    model = kind(**arguments, device="meta")
     state = {name: value.to(device=device, dtype=dtype).contiguous() for name, value in found.state.items()}
     model.load_state_dict(state, assign=True)
     return model
@@ -193,4 +265,4 @@ def _report(source: Source, found: Interpretation) -> None:
         logger.info("%s: %s.", source.name, "; ".join(found.translated))
     remarks = [*found.lost, *([source.remark] if source.remark else [])]
     if remarks:
-        warnings.warn(f"{source.name}: {'; '.join(remarks)}.", CheckpointWarning, stacklevel=3)
+        warnings.warn(f"{source.name}: {'; '.join(remarks)}.", CheckpointWarning, stacklevel=4)

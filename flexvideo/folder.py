@@ -1,12 +1,14 @@
 """The folder of a model, as a repository of the Hub has it: weights, config.json and a card."""
 
+import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 
 from flexvideo.checkpoints import config_text, load, save
 from flexvideo.description import description
-from flexvideo.errors import CheckpointError
+from flexvideo.errors import CheckpointError, CheckpointWarning
 from flexvideo.modelcard import MARK, Results, model_card
 from flexvideo.modelconfig import parse_config
 from flexvideo.models import VideoMamba
@@ -24,15 +26,18 @@ def save_folder(
     name: str | None = None,
     results: str | os.PathLike[str] | Results | None = None,
     license: str | None = None,
-) -> None:
+) -> Results | None:
     """Write a model to a folder that `load` and the Hub read; a card that somebody else wrote stays.
 
     Args:
         model: plain or flexible.
         folder: made when it is not there.
         name: what the card says to load; the folder by default.
-        results: measurements, as data or as a JSON file.
+        results: measurements, as data or as a JSON file; those of the folder where its weights are the same.
         license: identifier of the weights' licence, for the card.
+
+    Returns:
+        The measurements that the card shows.
 
     Raises:
         CheckpointError: the folder cannot be written, or `results` cannot be read.
@@ -40,6 +45,7 @@ def save_folder(
     folder = Path(folder)
     measured = _results(results)
     text = config_text(model)
+    before = _digest(folder / WEIGHTS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Without it the header of the weights counts: old config and new weights never meet.
@@ -50,9 +56,12 @@ def save_folder(
     write_atomically(folder / CONFIG, text.encode())
     if measured is not None:
         write_atomically(folder / RESULTS, (json.dumps(measured, indent=2) + "\n").encode())
+    elif (folder / RESULTS).is_file():
+        measured = _results_of(folder, before)
     if is_ours(folder / CARD):
         card = _card(model, text, name=name or str(folder), results=measured, license=license)
         write_atomically(folder / CARD, card.encode())
+    return measured
 
 
 def convert(
@@ -64,7 +73,7 @@ def convert(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
-) -> None:
+) -> str:
     """Rewrite a checkpoint: to a .safetensors file, to a .pth file for the official code, or to a folder.
 
     Args:
@@ -75,6 +84,9 @@ def convert(
         token: as in `load`.
         cache_dir: as in `load`.
         local_files_only: as in `load`.
+
+    Returns:
+        What was read: a path, or repository, commit and file.
 
     Raises:
         CheckpointError: the source cannot be read, or the target cannot be written.
@@ -93,6 +105,7 @@ def convert(
         save(model, target)
     else:
         save_folder(model, target)
+    return str(model.source)
 
 
 def is_ours(card: Path) -> bool:
@@ -111,6 +124,22 @@ def _card(model: VideoMamba, text: str, *, name: str, results: Results | None, l
     tensors = interpret(model.state_dict(), where="the model", img_size=config.img_size)
     found = description(tensors, config, name=name)
     return model_card(found, config, name=name, results=results, license=license)
+
+
+def _results_of(folder: Path, before: str | None) -> Results | None:
+    """What results.json of a folder says, unless it was measured with other weights than are there now."""
+    if before not in (None, _digest(folder / WEIGHTS)):
+        text = f"{folder / RESULTS} was there before these weights and is left out of the card."
+        warnings.warn(text, CheckpointWarning, stacklevel=4)
+        return None
+    return _results(folder / RESULTS)
+
+
+def _digest(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _results(results: str | os.PathLike[str] | Results | None) -> Results | None:

@@ -6,19 +6,19 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import constants, snapshot_download
 
 from flexvideo.description import Description, description
-from flexvideo.errors import CheckpointWarning, HubError
+from flexvideo.errors import CheckpointError, CheckpointWarning, HubError
 from flexvideo.hubclient import Access, ask, get
 from flexvideo.huberrors import is_passing
 from flexvideo.modelconfig import agree
 from flexvideo.official import pretrained
 from flexvideo.sources import CONFIG, HEADER_KEY, Remote, Source, choose_file, is_inside, read, recorded
 from flexvideo.statedict import interpret, some
-from flexvideo.weights import empty_tensor
+from flexvideo.weights import SUFFIXES, empty_tensor
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -44,6 +44,7 @@ def fetch(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
 ) -> Source:
     """Bring a checkpoint to this machine: all of it from one commit, checked against the Hub's sha256.
 
@@ -53,12 +54,13 @@ def fetch(
         token: of the Hub.
         cache_dir: where downloads are kept.
         local_files_only: take them from there alone; HF_HUB_OFFLINE says the same.
+        force_download: download what is there already.
 
     Raises:
         HubError: the Hub refuses, lacks the file or cannot be reached, or the download is damaged.
         CheckpointError: the repository holds no weights, or several.
     """
-    access = Access(token, cache_dir, local_files_only or constants.HF_HUB_OFFLINE)
+    access = Access(token, cache_dir, local_files_only or constants.HF_HUB_OFFLINE, force_download)
     found = _find(remote, revision, access)
     return found if isinstance(found, Source) else _download(remote, revision, found, access)
 
@@ -101,9 +103,13 @@ def _describe_header(remote: Remote, listing: Listing, access: Access) -> Descri
         lambda: access.api.parse_safetensors_file_metadata(remote.repo_id, filename, revision=listing.commit),
         what=f"{remote.repo_id}/{filename}",
     )
-    state = {key: empty_tensor(value.dtype, list(value.shape)) for key, value in header.tensors.items()}
-    beside = get(remote.repo_id, CONFIG, listing.commit, access) if CONFIG in listing.files else None
-    config = recorded(name, (header.metadata or {}).get(HEADER_KEY), beside)
+    try:
+        state = {key: empty_tensor(value.dtype, list(value.shape)) for key, value in header.tensors.items()}
+        text = (header.metadata or {}).get(HEADER_KEY)
+    except (RuntimeError, TypeError, AttributeError) as error:  # the client reads it without looking
+        raise CheckpointError(f"{name} has a damaged header: {str(error).splitlines()[0]}.") from error
+    text = None if text is None else str(text)
+    config = recorded(name, text, _config(remote, filename, listing.commit, listing, access))
     found = interpret(state, where=name, img_size=config.img_size)
     agree(config, found.layout, where=name)
     return description(found, config, name=name, remark=_remark(filename))
@@ -137,7 +143,8 @@ def _list(remote: Remote, revision: str | None, access: Access) -> Listing:
         revision=revision,
     )
     files = {file.rfilename: file.lfs["sha256"] if file.lfs else None for file in info.siblings or ()}
-    if tricks := [name for name in files if not is_inside(name)]:
+    wanted = [name for name in files if name.lower().endswith((*SUFFIXES, CONFIG))]
+    if tricks := [name for name in wanted if not is_inside(name)]:
         raise HubError(f"{repo_id} lists {some(map(repr, tricks))}, which leads out of it: refused.")
     if not _COMMIT.fullmatch(info.sha or ""):
         raise HubError(f"{repo_id}: the Hub names no commit but {info.sha!r}.")
@@ -164,8 +171,18 @@ def _download(remote: Remote, revision: str | None, listing: Listing, access: Ac
         )
         listing = _list(remote, commit, access)
     _check_sum(weights, listing.files.get(filename), where=f"{remote.repo_id}@{commit}/{filename}")
-    config = get(remote.repo_id, CONFIG, commit, access) if CONFIG in listing.files else None
+    config = _config(remote, filename, commit, listing, access)
     return Source(weights, config, f"{remote.repo_id}@{commit}/{filename}", _remark(filename))
+
+
+def _config(remote: Remote, filename: str, commit: str, listing: Listing, access: Access) -> Path | None:
+    """Fetch the config.json in the folder of the weights, if there is one."""
+    name = _beside(filename)
+    return get(remote.repo_id, name, commit, access) if name in listing.files else None
+
+
+def _beside(filename: str) -> str:
+    return (PurePosixPath(filename).parent / CONFIG).as_posix()
 
 
 def _cached(remote: Remote, revision: str | None, access: Access) -> Source:
@@ -186,7 +203,7 @@ def _cached(remote: Remote, revision: str | None, access: Access) -> Source:
     if filename not in names:
         raise HubError(f"{where} has no file {filename} in the cache, and the Hub may not be asked.")
     _check_sum(folder / filename, None, where=f"{where}/{filename}")
-    config = folder / CONFIG if CONFIG in names else None
+    config = folder / _beside(filename) if _beside(filename) in names else None
     return Source(folder / filename, config, f"{where}/{filename}", _remark(filename))
 
 
@@ -209,7 +226,7 @@ def _check_sum(path: Path, expected: str | None, *, where: str) -> None:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"{text}.", CheckpointWarning, stacklevel=5)
+    warnings.warn(f"{text}.", CheckpointWarning, stacklevel=6)
 
 
 def _remark(filename: str) -> str:

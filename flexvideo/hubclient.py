@@ -2,9 +2,10 @@
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from flexvideo.huberrors import explain, is_passing, timed_out
 
 logger = logging.getLogger(__name__)
 
+_TOKEN = re.compile(r"[!-~]+")
 WAITS = (1.0, 4.0)  # seconds before a second and a third try
 Answer = TypeVar("Answer")
 
@@ -27,11 +29,26 @@ class Access:
         token: True for the stored one.
         cache_dir: where downloads are kept; None for the client's own place.
         offline: take them from there alone.
+        force: download what is there already.
+
+    Raises:
+        HubError: a token that cannot be sent.
     """
 
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
     cache_dir: str | os.PathLike[str] | None = None
     offline: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        # The client would send it as it is, and its HTTP library would show it in an error.
+        if isinstance(self.token, str) and not _TOKEN.fullmatch(self.token):
+            raise HubError(
+                "The token is empty, or has a space, a line break or another character that no token has: "
+                "it was not sent."
+            )
+        if self.force and self.offline:
+            raise HubError("force_download asks the Hub, and offline nothing may: leave one of the two out.")
 
     @property
     def cache(self) -> str | None:
@@ -64,6 +81,7 @@ def get(repo_id: str, filename: str, revision: str | None, access: Access) -> Pa
                 revision=revision,
                 token=access.token,
                 cache_dir=access.cache,
+                force_download=access.force,
                 library_name="flexvideo",
             ),
             what=f"{repo_id}/{filename}",

@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
 
 PASSING = (408, 429, 500, 502, 503, 504)
@@ -28,7 +29,7 @@ def is_passing(error: BaseException | None) -> bool:
     error = _inner(error)
     if isinstance(error, HfHubHTTPError):
         return _status(error) in PASSING
-    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError | SafetensorsParsingError):
         return False
     return isinstance(error, _TRANSPORT) and not _is_local(error)
 
@@ -63,6 +64,7 @@ def explain(error: Exception, *, what: str, revision: str | None, endpoint: str)
             f"is not in the cache{asked}, and only the cache was to be asked",
         ),
         (EntryNotFoundError, f"does not exist{asked}"),
+        (SafetensorsParsingError, "is no safetensors file, or a damaged one"),
         (HFValidationError, f"is no name of a repository (owner/name): {_first_line(inner)}"),
     ):
         if isinstance(inner, kind):
@@ -102,6 +104,7 @@ def _is_local(error: BaseException | None) -> bool:
         errno.EDQUOT,
         errno.EFBIG,
         errno.EACCES,
+        errno.EEXIST,
         errno.EPERM,
         errno.EROFS,
         errno.ENOTDIR,
@@ -114,6 +117,6 @@ def _status(error: HfHubHTTPError) -> int:
 
 
 def _first_line(error: BaseException | None) -> str:
-    """The gist of a message, without what follows a question mark: addresses of content are signed there."""
-    text = re.sub(r"\?\S+", "", str(error)).strip()
+    """The gist of a message, without what follows a question mark, where addresses are signed, or a token."""
+    text = re.sub(r"\?\S+|Bearer.*", "", str(error)).strip()
     return text.splitlines()[0].rstrip(".") if text else "no reason given"

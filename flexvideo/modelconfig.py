@@ -1,6 +1,7 @@
 """What travels with the weights: config.json, and the same text in the header of a safetensors file."""
 
 import json
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,11 @@ from flexvideo.models.hub_mixin import IMAGENET_MEAN, IMAGENET_STD
 from flexvideo.policy import policy_of
 from flexvideo.resample import Rule
 
-LIBRARY = "flexvideo"
+LIBRARY, ARCHITECTURE = "flexvideo", "VideoMamba"
 FORMAT = 1
 # What tensors do not tell about an architecture; everything else is read from them, and only checked here.
-UNSEEN = ("norm_epsilon", "drop_rate", "drop_path_rate", "fc_drop_rate")
+UNSEEN = ("norm_epsilon", "drop_rate", "drop_path_rate", "fc_drop_rate")  # each from 0 to 1
+_LARGEST = 1e38  # of float32, in which the colours are
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,16 @@ class ModelConfig:
         return None if size is None else (size, size) if isinstance(size, int) else tuple(size)
 
     def to_text(self, layout: Layout) -> str:
-        """The text of config.json; always the same for the same content."""
+        """The text of config.json; always the same for the same content.
+
+        Raises:
+            CheckpointError: something that JSON cannot hold.
+        """
         base = layout.base
         content = {
             "library": LIBRARY,
             "format": FORMAT,
-            "architecture": "VideoMamba",
+            "architecture": ARCHITECTURE,
             "model": self.model,
             "base": {
                 "frames": base.frames,
@@ -64,7 +70,12 @@ class ModelConfig:
             "mean": self.mean,
             "std": self.std,
         }
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        try:
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+        except TypeError as error:
+            raise CheckpointError(f"labels, mean and std must be plain lists or tuples: {error}.") from error
+        # Halves of characters, which UTF-8 does not allow, become the escapes that JSON has for them.
+        return text.encode(errors="backslashreplace").decode() + "\n"
 
 
 def parse_config(text: str, *, where: str) -> ModelConfig | None:
@@ -92,12 +103,15 @@ def parse_config(text: str, *, where: str) -> ModelConfig | None:
         raise CheckpointError(
             f"{where} has format {content['format']!r}, this version reads {FORMAT}: upgrade flexvideo."
         )
+    architecture = content.get("architecture", ARCHITECTURE)
+    _expect(architecture == ARCHITECTURE, where, "architecture", repr(ARCHITECTURE), architecture)
     model, labels = content.get("model", {}), content.get("labels")
     mean, std = content.get("mean", IMAGENET_MEAN), content.get("std", IMAGENET_STD)
     _expect(isinstance(model, dict), where, "model", "an object", model)
     _expect(labels is None or _list_of(labels, str), where, "labels", "a list of names", labels)
-    _expect(_list_of(mean, float, int), where, "mean", "a list of numbers", mean)
-    _expect(_list_of(std, float, int) and 0 not in std, where, "std", "a list of numbers but 0", std)
+    _expect(_numbers(mean, -_LARGEST), where, "mean", "a list of numbers", mean)
+    fits = _numbers(std, 0.0) and len(std) == len(mean)
+    _expect(fits, where, "std", "as many numbers above 0 as mean", std)
     _check_sizes(model, where)
     policy, rule = content.get("policy"), content.get("rule")
     return ModelConfig(
@@ -133,7 +147,7 @@ def agree(config: ModelConfig, layout: Layout, *, where: str) -> dict[str, Any]:
             f"{where}: config.json names {len(config.labels)} labels, but the head has "
             f"{layout.num_classes} classes."
         )
-    return arguments | {name: config.model[name] for name in UNSEEN if name in config.model}
+    return arguments | {name: float(config.model[name]) for name in UNSEEN if name in config.model}
 
 
 def _check_sizes(model: dict[str, Any], where: str) -> None:
@@ -143,7 +157,8 @@ def _check_sizes(model: dict[str, Any], where: str) -> None:
     _expect(positive, where, "model.img_size", "pixels or [height, width]", size)
     for name in UNSEEN:
         value = model.get(name, 0.0)
-        _expect(isinstance(value, float | int), where, f"model.{name}", "a number", value)
+        fits = type(value) in (float, int) and 0 <= value <= 1
+        _expect(fits, where, f"model.{name}", "a number from 0 to 1", value)
 
 
 def _known(read: Callable[[Any], Any], value: object, where: str) -> Any:
@@ -155,11 +170,16 @@ def _known(read: Callable[[Any], Any], value: object, where: str) -> Any:
 
 def _expect(holds: bool, where: str, name: str, expected: str, found: object) -> None:
     if not holds:
-        raise CheckpointError(f"{where}: {name} must be {expected}, found {found!r}.")
+        raise CheckpointError(f"{where}: {name} must be {expected}, found {reprlib.repr(found)}.")
 
 
 def _list_of(value: object, *kinds: type) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(type(item) in kinds for item in value)
+
+
+def _numbers(value: Any, above: float) -> bool:
+    """Whether it is a list of finite numbers above a bound; NaN is above none."""
+    return _list_of(value, float, int) and all(above < item < _LARGEST for item in value)
 
 
 def _pair(value: Any) -> Any:

@@ -10,8 +10,7 @@ _VIDEO = [
     *(f"{size}16_k400_{frames}" for size in "tsm" for frames in ("f8", "f16", "f32", "f64", "f64to384")),
     *(f"m16_k400_mask_ft_{frames}" for frames in ("f8", "f16", "f32", "f64", "f64to384")),
     *(f"{size}16_ssv2_{frames}" for size in "tsm" for frames in ("f8", "f16", "f16to288")),
-    "m16_ssv2_mask_ft_f8",
-    "m16_ssv2_mask_ft_f16to288",
+    *(f"m16_ssv2_mask_ft_{frames}" for frames in ("f8", "f16", "f16to288")),
     *(
         f"{model}_{frames}"
         for data in ("breakfast", "coin")
@@ -29,9 +28,11 @@ _MULTIMODAL = ["m16_5M_f8", "m16_17M_f8", "m16_25M_f8"]
 
 KNOWN_DEFECTS = {
     "m16_breakfast_mask_ft_f64_res224": "holds a temporal table of 32 frames, not 64 (upstream issue 97)",
-    "m16_k400_mask_ft_f16_res224": "the official model zoo links the ImageNet-initialised file in its place "
-    "(upstream issue 70)",
-    "t16_in1k_res224to448": "the official model zoo links the middle model at 224 in its place",
+}
+WRONG_LINKS = {
+    "m16_k400_mask_ft_f16_res224": "the ImageNet-initialised file (upstream issue 70)",
+    "m16_ssv2_mask_ft_f16_res224": "the ImageNet-initialised file",
+    "t16_in1k_res224to448": "the middle model at 224",
 }
 TRUE_FRAMES = {"m16_breakfast_mask_ft_f64_res224": 32}
 
@@ -50,7 +51,8 @@ class PretrainedFile:
         size: side of its frames in pixels.
         classes: rows of its head; 0 without one.
         kind: "image", "video", "masked fine-tuning", "masked pretraining" or "multimodal".
-        defect: what is wrong with the file or with links to it; empty when nothing is known.
+        defect: what is wrong with the file; empty when nothing is known.
+        linked: what the official table of models links in place of the file; empty where the link is right.
     """
 
     name: str
@@ -63,6 +65,7 @@ class PretrainedFile:
     classes: int
     kind: str
     defect: str
+    linked: str
 
 
 def list_pretrained() -> tuple[PretrainedFile, ...]:
@@ -72,14 +75,20 @@ def list_pretrained() -> tuple[PretrainedFile, ...]:
         >>> [file.name for file in list_pretrained() if file.kind == "masked pretraining"]
         ['m16_k400_mask_pt_f8_res224', 'm16_ssv2_mask_pt_f8_res224']
 
-    Source: the MODEL_ZOO.md files of OpenGVLab/VideoMamba and its issues.
+    Source: the MODEL_ZOO.md files of OpenGVLab/VideoMamba, its issues, and public code that loads them.
     """
     return tuple(_entry(stem) for stem in (*_VIDEO, *_IMAGE, *_MULTIMODAL))
 
 
 def pretrained(name: str) -> PretrainedFile | None:
-    """The published file of this short name or file name, if there is one."""
-    return next((file for file in list_pretrained() if name in (file.name, file.filename)), None)
+    """The published file of this name, if there is one: short or its own, with its ending or without.
+
+    Example:
+        >>> pretrained("videomamba_t16_k400_f8_res224") == pretrained("t16_k400_f8_res224")
+        True
+    """
+    short = name.removeprefix("videomamba_").removesuffix(".pth")
+    return next((file for file in list_pretrained() if file.name == short), None)
 
 
 def _entry(stem: str) -> PretrainedFile:
@@ -100,6 +109,7 @@ def _entry(stem: str) -> PretrainedFile:
         classes=0 if kind in ("masked pretraining", "multimodal") else CLASSES[data],
         kind=kind,
         defect=KNOWN_DEFECTS.get(name, ""),
+        linked=WRONG_LINKS.get(name, ""),
     )
 
 

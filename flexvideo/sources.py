@@ -13,6 +13,7 @@ from flexvideo.weights import SUFFIXES, read_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 HEADER_KEY = "flexvideo"
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -56,21 +57,26 @@ def locate(repo_or_path: str | os.PathLike[str], filename: str | None) -> Source
     Raises:
         CheckpointError: none of them, or a folder without (one choice of) weights.
     """
-    path = Path(repo_or_path).expanduser()
-    if path.is_dir():
-        names = [found.name for found in sorted(path.iterdir()) if found.is_file()]
+    name = os.fspath(repo_or_path)
+    try:
+        path = Path(name).expanduser()
+        names = [found.name for found in sorted(path.iterdir()) if found.is_file()] if path.is_dir() else None
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise CheckpointError(f"{name} cannot be looked up: {reason}.") from error
+    if names is not None:
         return _beside_config(path / choose_file(names, filename, where=str(path)))
-    if path.exists():
+    if exists:
         if filename is not None:
             raise CheckpointError(f"{path} is a file: filename={filename!r} is for folders and repositories.")
         return _beside_config(path)
-    name = os.fspath(repo_or_path)
     if known := pretrained(name):
         return Remote(known.repo_id, filename or known.filename)
     if _REPOSITORY.fullmatch(name) and not name.endswith(SUFFIXES):
         return Remote(name, filename)
     raise CheckpointError(
-        f"{path} is no file or folder here, no repository (owner/name) and no name in list_pretrained()."
+        f"{name} is no file or folder here, no repository (owner/name) and no name in list_pretrained()."
     )
 
 
@@ -93,13 +99,20 @@ def choose_file(names: list[str], filename: str | None, *, where: str) -> str:
         if not is_inside(filename):
             raise CheckpointError(f"{where}: filename={filename!r} leads out of it and is refused.")
         return filename
-    weights = [name for name in names if name.endswith(SUFFIXES)]
+    weights = [name for name in names if name.lower().endswith(SUFFIXES)]
     if WEIGHTS in weights:
         return WEIGHTS
     if len(weights) == 1:
         return weights[0]
+    if shards := [name for name in weights if _SHARD.search(name)]:
+        raise CheckpointError(
+            f"{where} holds its weights in {len(shards)} parts, {some(shards)}, which are not put together "
+            "here: save them as one file."
+        )
     if weights:
-        raise CheckpointError(f"{where} holds {len(weights)} weight files, {some(weights)}: pass filename=.")
+        raise CheckpointError(
+            f"{where} holds {len(weights)} weight files, {some(weights, most=9)}: pass filename=."
+        )
     raise CheckpointError(
         f"{where} holds no weights: looked for {WEIGHTS} or a file ending in {some(SUFFIXES, most=9)}, "
         f"found {some(names)}."
@@ -114,7 +127,8 @@ def is_inside(name: str) -> bool:
         (True, False, False)
     """
     parts = re.split(r"[/\\]", name)
-    return all(part not in ("", ".", "..") and ":" not in part and "\0" not in part for part in parts)
+    on_a_drive = re.match(r"[A-Za-z]:", name) is not None
+    return not on_a_drive and "\0" not in name and all(part not in ("", ".", "..") for part in parts)
 
 
 def read(source: Source, *, shapes_only: bool = False) -> tuple[Interpretation, ModelConfig]:
@@ -145,7 +159,8 @@ def recorded(name: str, header: str | None, config: Path | None) -> ModelConfig:
     """
     beside = None if config is None else parse_config(_text(config), where=str(config))
     inside = None if header is None else parse_config(header, where=f"the header of {name}")
-    first, second = (beside, inside) if name.endswith(WEIGHTS) else (inside, beside)
+    is_usual = re.split(r"[/\\]", name)[-1] == WEIGHTS
+    first, second = (beside, inside) if is_usual else (inside, beside)
     return first or second or ModelConfig({})
 
 

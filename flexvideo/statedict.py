@@ -17,6 +17,7 @@ from flexvideo.geometry import Base
 from flexvideo.layout import ANCHOR, Layout
 
 WRAPPERS = ("model", "module", "state_dict")
+DEEPEST = 4  # wrappers in wrappers; a pickle can hold itself
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # no 8-bit: those come with scales
 IMAGE_FRAMES = 8  # what the official constructor gives a model that starts from image weights
 
@@ -56,8 +57,8 @@ def interpret(
 ) -> Interpretation:
     """Say which VideoMamba a state dict belongs to, and bring its tensors into the layout of that model.
 
-    Wrappers ("model", "module", "state_dict"), prefixes ("backbone.", "module.", "_orig_mod.", any other),
-    names of masked pretraining and 2-D patch embeddings of image models are understood. Depth, width, frames,
+    Wrappers ("model", "state_dict", any other), prefixes ("backbone.", "_orig_mod.", any other), names of
+    masked pretraining and 2-D patch embeddings of image models are understood. Depth, width, frames,
     frame size, patch, tubelet and classes come from the shapes alone. Vim and VideoMambaPro files carry the
     very same names and shapes with other mathematics behind them: no reader can tell them apart.
 
@@ -99,13 +100,13 @@ def some(items: Iterable[object], *, most: int = 4) -> str:
 
 def _tensors(raw: Mapping[Any, Any], where: str, notes: _Notes) -> dict[str, Tensor]:
     """The innermost mapping of names to tensors."""
-    wrapper = next((key for key in WRAPPERS if isinstance(raw.get(key), Mapping)), None)
-    if wrapper is not None:
-        beside = [key for key in raw if key != wrapper]
+    for _ in range(DEEPEST):
+        if (wrapper := _wrapper(raw, where)) is None:
+            break
         notes.translated.append(f"the weights are under {wrapper!r}")
-        if beside:
+        if beside := [key for key in raw if key != wrapper]:
             notes.translated.append(f"left aside what is not under {wrapper!r}: {some(beside)}")
-        return _tensors(raw[wrapper], where, notes)
+        raw = raw[wrapper]
     tensors = {str(key): value for key, value in raw.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(
@@ -115,6 +116,20 @@ def _tensors(raw: Mapping[Any, Any], where: str, notes: _Notes) -> dict[str, Ten
     if others := [key for key in raw if str(key) not in tensors]:
         notes.lost.append(f"left out what is no tensor: {some(others)}")
     return tensors
+
+
+def _wrapper(raw: Mapping[Any, Any], where: str) -> Any:
+    """Key of the mapping inside that is the state dict; None when there is none inside."""
+    inside = {key: value for key, value in raw.items() if isinstance(value, Mapping)}
+    if usual := [key for key in WRAPPERS if key in inside]:
+        return usual[0]
+    holding = [key for key in inside if any(str(name).endswith(ANCHOR) for name in inside[key])]
+    if len(holding) > 1:
+        raise CheckpointError(
+            f"{where} holds {len(holding)} state dicts, under {', '.join(map(repr, holding))}: "
+            "save the one that you want to a file of its own."
+        )
+    return holding[0] if holding else None
 
 
 def _strip(state: dict[str, Tensor], where: str, notes: _Notes) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
@@ -19,6 +20,14 @@ from flexvideo.errors import CheckpointError
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 HEADER_LIMIT = 100_000_000  # bytes; the safetensors format has this limit too
 LFS_POINTER = b"version https://git-lfs"
+# What training scripts keep beside the weights: their command line, and best scores as numpy has them, which
+# old and new versions of it call by different names. Rebuilding any of these calls nothing else.
+_HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bhilBHILefd"},
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -63,8 +72,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _read_pickle(path: Path, device: str) -> Mapping[Any, Any]:
-    # The official training script keeps its command line beside the weights, a plain argparse.Namespace.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals(_HARMLESS):
         try:
             content = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # damaged bytes make the reader fail in a dozen ways
@@ -112,6 +120,11 @@ def empty_tensor(dtype: str, shape: list[int]) -> Tensor:
     return torch.empty(shape, dtype=_DTYPES.get(dtype, torch.int8), device="meta")
 
 
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor has all its values here: none is on "meta", sparse, sharded or otherwise packed."""
+    return type(value.detach()) is Tensor and not value.is_meta and value.layout is torch.strided
+
+
 def write_safetensors(path: Path, state: Mapping[str, Tensor], *, text: Mapping[str, str]) -> None:
     """Write tensors and text to a .safetensors file: the same bytes for the same content, all or nothing.
 
@@ -123,8 +136,7 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], *, text: Mapping[
     Raises:
         CheckpointError: it cannot be written.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    write_atomically(path, serialize(tensors, metadata=dict(text)))
+    write_atomically(path, serialize(_on_cpu(state, path), metadata=dict(text)))
 
 
 def write_pickle(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -137,11 +149,20 @@ def write_pickle(path: Path, state: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: it cannot be written.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     # In memory: torch.save puts the name of a file into its archive, and hides why a disk refuses.
     archive = io.BytesIO()
-    torch.save(tensors, archive)
+    torch.save(_on_cpu(state, path), archive)
     write_atomically(path, archive.getvalue())
+
+
+def _on_cpu(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    for name, value in state.items():
+        if not is_plain(value):
+            raise CheckpointError(
+                f"{path} cannot be written: {name} is a {type(value).__name__} on {value.device} without "
+                "all of its values here; gather a sharded model, or load its weights, first."
+            )
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def write_atomically(path: Path, content: bytes) -> None:

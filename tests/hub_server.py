@@ -163,7 +163,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self) -> None:
         address = urlsplit(self.path)
-        path = unquote(address.path)
         self.query = parse_qs(address.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {key.lower(): value for key, value in self.headers.items()}
@@ -177,9 +176,10 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         for method, pattern, name in self.routes:
-            found = re.fullmatch(pattern, path)
+            found = re.fullmatch(pattern, address.path)  # as sent: a slash in a revision is quoted
             if found and self.command in method.split("|"):
-                getattr(self, name)(**found.groupdict())
+                parts = found.groupdict().items()
+                getattr(self, name)(**{key: value and unquote(value) for key, value in parts})
                 return
         self.answer(404, b"no such address")
 

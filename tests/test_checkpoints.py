@@ -1,6 +1,7 @@
 """Files and folders in, models out, and back again to the byte."""
 
 import argparse
+import contextlib
 import json
 import logging
 import warnings
@@ -8,14 +9,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from official_layout import VisionMamba
 from safetensors.torch import load_file, save_file
 from small import SIZES, build, clip
 
 import flexvideo as fv
 from flexvideo.checkpoints import config_text, describe, load, save
-from flexvideo.errors import CheckpointError, CheckpointWarning, FlexVideoError
+from flexvideo.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    ConfigError,
+    FlexVideoError,
+    UnsupportedModelError,
+)
+from flexvideo.modelconfig import agree, parse_config
+from flexvideo.statedict import interpret
 
+SHAPES = {name: tuple(value.shape) for name, value in build().state_dict().items()}
 GOLDEN = Path(__file__).parent / "data" / "videomamba_official_a.safetensors"
 
 
@@ -104,6 +116,80 @@ def test_dtype_and_device(tmp_path):
     assert {value.dtype for value in model.state_dict().values()} == {torch.float64}
     save(model.bfloat16(), tmp_path / "half.safetensors")
     assert {p.dtype for p in load(tmp_path / "half.safetensors").parameters()} == {torch.bfloat16}
+
+
+def test_a_dtype_that_weights_cannot_have(tmp_path):
+    save(build(), tmp_path / "m.safetensors")
+    with pytest.raises(ConfigError, match=r"Weights cannot be torch\.int8: give one of torch\.float64, "):
+        load(tmp_path / "m.safetensors", dtype=torch.int8)
+
+
+@pytest.mark.parametrize("how", ["meta", "sparse"])
+def test_tensors_without_values_are_refused(tmp_path, how):
+    state = build().state_dict()
+    weight = state["head.weight"]
+    state["head.weight"] = weight.to("meta") if how == "meta" else weight.to_sparse()
+    torch.save(state, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"m\.pth: head\.weight has no plain values"):
+        load(tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"m\.pth cannot be written: \w+ is a Tensor on meta without"):
+        save(build().to("meta"), tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize("name", ["m.pth", "m.safetensors"])
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (torch.nn.DataParallel, r"^DataParallel is no VideoMamba: save the one inside, model\.module\.$"),
+        (
+            lambda model: torch.compile(model, backend="eager"),
+            r"^OptimizedModule is no VideoMamba: save the one inside, model\._orig_mod\.$",
+        ),
+        (
+            lambda model: torch.nn.Linear(2, 2),
+            r"^Linear is no VideoMamba: save its state_dict\(\) and fv\.flex_config\(model\)\.$",
+        ),
+    ],
+    ids=["parallel", "compiled", "other"],
+)
+def test_wrapped_and_other_models_are_not_saved(tmp_path, name, wrap, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        save(wrap(build()), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compiled_blocks_are_saved_as_any_others(tmp_path):
+    model = build()
+    for block in model.layers:
+        block.compile(backend="eager", dynamic=True)
+    save(model, tmp_path / "m.safetensors")
+    assert torch.equal(load(tmp_path / "m.safetensors")(clip()), build()(clip()))
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("labels", ["a", "b"], "the model: config.json names 2 labels, but the head has 5 classes"),
+        ("labels", "abcde", "the model: labels must be a list of names, found 'abcde'"),
+        ("mean", torch.ones(3), "labels, mean and std must be plain lists or tuples: Object of type Tensor"),
+        ("std", (1.0, 0.0, 1.0), "std must be as many numbers above 0 as mean"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, name, value, message):
+    model = build()
+    setattr(model, name, value)
+    with pytest.raises(CheckpointError, match=message):
+        model.save_pretrained(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_labels_in_any_script_come_back(tmp_path):
+    model = build()
+    model.labels = ("跑步", "é", "😀", "a|b\\", "\ud800")
+    model.save_pretrained(tmp_path)
+    assert load(tmp_path).labels == model.labels
+    assert "跑步" in (tmp_path / "config.json").read_text()
 
 
 def test_weights_survive_their_file(tmp_path):
@@ -234,6 +320,11 @@ def test_what_the_official_training_script_writes_is_loaded(tmp_path):
         ),
         (["README.md", "a.txt"], None, r"found README\.md, a\.txt"),
         (["a.pth", "b.pth"], None, r"holds 2 weight files, a\.pth, b\.pth: pass filename="),
+        (
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            None,
+            r"holds its weights in 2 parts, model-00001-of-00002\.safetensors, .* save them as one file",
+        ),
         (["a.pth"], "c.pth", r"c\.pth cannot be read: No such file"),
         (["a.pth"], "../a.pth", r"filename='\.\./a\.pth' leads out of it and is refused"),
         (["a.pth"], "/etc/passwd", "leads out of it and is refused"),
@@ -265,6 +356,30 @@ def test_what_is_nowhere(name):
         load(name)
 
 
+def test_endings_in_capitals(tmp_path):
+    save(build(), tmp_path / "A.PTH")
+    assert load(tmp_path).source == str(tmp_path / "A.PTH")
+
+
+def test_a_name_that_ends_like_the_usual_one_is_another(tmp_path):
+    folder = folder_of(fv.make_flexible(build(), policy="temporal"), tmp_path)
+    save(fv.make_flexible(build(), policy="flex-all"), folder / "my_model.safetensors")
+    assert fv.flex_config(load(folder, filename="my_model.safetensors"))["policy"]["name"] == "flex-all"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x" * 5000, r"cannot be looked up: File name too long\.$"),
+        ("~no_such_user/m", r"^~no_such_user/m cannot be looked up: Could not determine home directory\.$"),
+        ("https://huggingface.co/a/b", "^https://huggingface.co/a/b is no file or folder here"),
+    ],
+)
+def test_names_that_cannot_be(name, message):
+    with pytest.raises(CheckpointError, match=message):
+        load(name)
+
+
 def test_a_file_takes_no_filename(tmp_path):
     save(build(), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"a\.pth is a file: filename='b\.pth' is for folders"):
@@ -284,12 +399,24 @@ def test_a_file_takes_no_filename(tmp_path):
             "frames of 64 x 64 pixels give 8 x 8 patches of 8 x 8, but pos_embed has 16",
         ),
         ({"model": {"img_size": "big"}}, "model.img_size must be pixels or .*, found 'big'"),
-        ({"model": {"norm_epsilon": None}}, "model.norm_epsilon must be a number, found None"),
+        ({"model": {"norm_epsilon": None}}, "model.norm_epsilon must be a number from 0 to 1, found None"),
+        ({"model": {"drop_rate": 5}}, "model.drop_rate must be a number from 0 to 1, found 5"),
+        (
+            {"model": {"drop_path_rate": float("nan")}},
+            "model.drop_path_rate must be a number from 0 to 1, found",
+        ),
+        (
+            {"model": {"depth": 10**12}},
+            "config.json says depth = 1000000000000, but the tensors are of a model",
+        ),
+        ({"architecture": "Vim"}, "architecture must be 'VideoMamba', found 'Vim'"),
         ({"model": 3}, "model must be an object, found 3"),
         ({"labels": ["a", "b"]}, "config.json names 2 labels, but the head has 5 classes"),
         ({"labels": "abc"}, "labels must be a list of names, found 'abc'"),
         ({"mean": []}, r"mean must be a list of numbers, found \[\]"),
-        ({"std": [0, 1, 1]}, r"std must be a list of numbers but 0, found \[0, 1, 1\]"),
+        ({"mean": [10**400, 0, 0]}, r"mean must be a list of numbers, found \[10+\.\.\."),
+        ({"std": [0, 1, 1]}, r"std must be as many numbers above 0 as mean, found \[0, 1, 1\]"),
+        ({"std": [1, 1]}, r"std must be as many numbers above 0 as mean, found \[1, 1\]"),
         ({"policy": {"name": "nope"}}, r"config.json: Unknown policy"),
         ({"rule": "nope"}, r"config.json: Unknown rule"),
         ({"format": 2}, "has format 2, this version reads 1: upgrade flexvideo"),
@@ -309,6 +436,39 @@ def test_a_config_that_is_no_json(tmp_path, content):
     (folder / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json is not JSON"):
         load(folder)
+
+
+def test_what_a_config_has_beside_is_left_alone(tmp_path):
+    folder = folder_of(build(), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"future": {"x": [1]}}))
+    assert torch.equal(load(folder)(clip()), build()(clip()))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = ["format", "architecture", "model", "policy", "rule", "labels", "mean", "std"]
+SIZES_INSIDE = ["img_size", "patch_size", "depth", "norm_epsilon", "drop_rate", "num_frames"]
+
+
+@pytest.mark.unchecked
+@given(
+    outer=st.dictionaries(st.sampled_from(FIELDS), JSON),
+    inner=st.dictionaries(st.sampled_from(SIZES_INSIDE), JSON),
+    policy=st.dictionaries(st.sampled_from(["frames", "sizes", "patch_range"]), JSON),
+)
+@settings(deadline=None, max_examples=150)
+def test_any_config_is_read_or_refused_in_words(outer, inner, policy):
+    content = {"library": "flexvideo", "model": inner, "policy": {"name": "flex-all"} | policy} | outer
+    state = {name: torch.empty(shape, device="meta") for name, shape in SHAPES.items()}
+    with contextlib.suppress(CheckpointError):
+        config = parse_config(json.dumps(content), where="config.json")
+        assert config is not None
+        found = interpret(state, img_size=config.img_size)
+        fv.VideoMamba(**agree(config, found.layout, where="config.json"), device="meta")
 
 
 def test_another_librarys_config_is_none_of_ours(tmp_path):

@@ -9,7 +9,7 @@ def test_the_table_has_the_files_of_the_model_zoo():
     files = list_pretrained()
     assert Counter(file.kind for file in files) == {
         "video": 36,
-        "masked fine-tuning": 11,
+        "masked fine-tuning": 12,
         "masked pretraining": 2,
         "image": 10,
         "multimodal": 3,
@@ -42,6 +42,24 @@ def test_the_mislabelled_breakfast_file_is_listed_with_what_it_holds():
     assert file.frames == 32
     assert "32 frames, not 64" in file.defect
     assert pretrained("m16_breakfast_f64_res224").frames == 64
+
+
+def test_files_that_the_official_table_does_not_link_are_listed_with_what_it_links():
+    file = pretrained("m16_k400_mask_ft_f16_res224")
+    assert file is not None
+    assert file.defect == "", "the file itself is right"
+    assert file.linked == "the ImageNet-initialised file (upstream issue 70)"
+    assert [file.name for file in list_pretrained() if file.linked] == [
+        "m16_k400_mask_ft_f16_res224",
+        "m16_ssv2_mask_ft_f16_res224",
+        "t16_in1k_res224to448",
+    ]
+
+
+def test_names_with_and_without_what_all_of_them_share():
+    for file in list_pretrained():
+        for name in (file.name, file.filename, file.filename.removesuffix(".pth")):
+            assert pretrained(name) == file
 
 
 def test_unknown_names():

@@ -82,6 +82,27 @@ def test_wrappers_are_opened_and_what_lies_beside_is_named(wrapper):
 
 def test_wrappers_in_wrappers_are_opened():
     assert interpret({"state_dict": {"module": synthetic()}}).layout == SMALL
+    endless: dict[str, Any] = {}
+    endless["model"] = endless
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        interpret(endless)
+
+
+@pytest.mark.parametrize("wrapper", ["model_state_dict", "net", "model_ema", "weights", 0])
+def test_the_one_state_dict_is_found_under_any_name(wrapper):
+    found = interpret({"optimizer": {"state": {}}, wrapper: synthetic(), "epoch": 3})
+    assert found.layout == SMALL
+    assert found.translated[0] == f"the weights are under {wrapper!r}"
+
+
+def test_of_several_state_dicts_the_usual_one_is_taken_or_none():
+    other = {name: value + 1 for name, value in synthetic().items()}
+    state = synthetic()
+    assert interpret({"ema": other, "model": state}).state["norm_f.weight"] is state["norm_f.weight"]
+    with pytest.raises(
+        CheckpointError, match="holds 2 state dicts, under 'ema', 'net': save the one that you want"
+    ):
+        interpret({"ema": other, "net": state})
 
 
 @pytest.mark.parametrize(

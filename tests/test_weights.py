@@ -7,6 +7,7 @@ import resource
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,6 +77,23 @@ def test_the_command_line_in_an_official_training_checkpoint_is_no_obstacle(tmp_
     content, _ = read_weights(path)
     assert same(content["model"], TENSORS)
     assert content["args"].lr == 1e-3
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, np.bool_])
+def test_scores_of_numpy_beside_the_weights_are_no_obstacle(tmp_path, dtype):
+    path = tmp_path / "best.pth"
+    torch.save({"model": TENSORS, "best": dtype(1)}, path)
+    content, _ = read_weights(path)
+    assert same(content["model"], TENSORS)
+    assert content["best"] == 1
+
+
+def test_objects_in_numpys_clothes_run_no_code(tmp_path):
+    path, victim = tmp_path / "weights.pth", tmp_path / "was_here"
+    torch.save({"model": TENSORS, "best": np.array([Malicious(victim)], dtype=object)}, path)
+    with pytest.raises(CheckpointError, match=r"weights\.pth is refused: its pickle calls "):
+        read_weights(path)
+    assert not victim.exists()
 
 
 @pytest.mark.parametrize("zipped", [True, False])

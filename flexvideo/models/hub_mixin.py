@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-Model = TypeVar("Model")
+Model = TypeVar("Model", bound="HubMixin")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -37,6 +38,7 @@ class HubMixin:
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        force_download: bool = False,
         policy: Any = None,
         rule: Any = None,
         dtype: torch.dtype | None = None,
@@ -51,52 +53,65 @@ class HubMixin:
             token: as in `flexvideo.load`.
             cache_dir: as in `flexvideo.load`.
             local_files_only: as in `flexvideo.load`.
+            force_download: fetch again what the cache has already.
             policy: as in `flexvideo.load`.
             rule: as in `flexvideo.load`.
             dtype: as in `flexvideo.load`.
             device: as in `flexvideo.load`.
         """
-        from flexvideo.checkpoints import load
+        from flexvideo.checkpoints import load_as
 
-        model = load(
+        # The class of a flexible model is made for it alone, and nothing else is loaded as one.
+        kind: Any = getattr(cls, "_flex_host", cls)
+        return load_as(
+            kind,
             pretrained_model_name_or_path,
             filename=filename,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
+            force_download=force_download,
             policy=policy,
             rule=rule,
             dtype=dtype,
             device=device,
         )
-        assert isinstance(model, cls)
-        return model
 
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         *,
         repo_id: str | None = None,
+        push_to_hub: bool = False,
         results: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         license: str | None = None,
-    ) -> None:
+    ) -> str | None:
         """Write config.json, model.safetensors with the official names, and a model card to a folder.
 
         Args:
             save_directory: the folder; made when it is not there.
             repo_id: name of the repository that the card is for; the folder's by default.
-            results: measurements for the card, as data or as a JSON file; kept as results.json.
+            push_to_hub: upload the model too, with the stored token; `push_to_hub` takes another.
+            results: measurements for the card, as data or as a JSON file; kept as results.json, which is
+                taken for them where it is there and the weights are not new.
             license: identifier of the weights' licence as the Hub spells it, for the card.
+
+        Returns:
+            Address of the commit, of what was uploaded.
 
         Raises:
             CheckpointError: the folder cannot be written, or `results` cannot be read.
+            HubError: as `push_to_hub` raises it.
         """
         from flexvideo.folder import save_folder
         from flexvideo.models import VideoMamba
 
         assert isinstance(self, VideoMamba)
-        save_folder(self, save_directory, name=repo_id, results=results, license=license)
+        shown = save_folder(self, save_directory, name=repo_id, results=results, license=license)
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or Path(save_directory).name, results=shown, license=license)
 
     def push_to_hub(
         self,
