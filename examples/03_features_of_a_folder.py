@@ -6,22 +6,33 @@ python examples/03_features_of_a_folder.py CHECKPOINT FOLDER features.safetensor
 import argparse
 from pathlib import Path
 
+import torch
+
 import flexvideo as fv
 
 
 def main(checkpoint: str, folder: str, out: str, frames: int = 16, size: int = 128) -> None:
     """Write the features and print the most similar pair of videos."""
-    videos = sorted(
-        path for path in Path(folder).rglob("*") if path.suffix in {".mp4", ".avi", ".webm", ".mkv"}
-    )
+    endings = {".mp4", ".avi", ".webm", ".mkv", ".mov"}
+    videos = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in endings)
+    if not videos:
+        raise SystemExit(f"There is no video under {folder}: looked for {', '.join(sorted(endings))}.")
     model = fv.make_flexible(fv.load(checkpoint))
     names, features = fv.extract_features(model, videos, frames=frames, size=size)
-    fv.save_features(out, names, features)
-    similarity = (unit := features / features.norm(dim=1, keepdim=True)) @ unit.T
-    similarity.fill_diagonal_(-1)
-    first, second = divmod(int(similarity.argmax()), len(names))
+    settings = {"checkpoint": checkpoint, "frames": frames, "size": size}
+    fv.save_features(out, names, features, settings=settings)
     print(f"{len(names)} videos, features of {features.shape[1]} numbers in {out}")
-    print(f"most alike: {names[first]} and {names[second]}, cosine {similarity[first, second]:.3f}")
+    print(most_alike(names, features))
+
+
+def most_alike(names: list[str], features: torch.Tensor) -> str:
+    """Name the two of features (N, D) between which the cosine is largest."""
+    if len(names) < 2:
+        return "nothing to compare: it takes two videos"
+    unit = features / features.norm(dim=1, keepdim=True)
+    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    first, second = divmod(int(similarity.argmax()), len(names))
+    return f"most alike: {names[first]} and {names[second]}, cosine {similarity[first, second]:.3f}"
 
 
 if __name__ == "__main__":

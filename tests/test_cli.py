@@ -2,8 +2,9 @@
 
 import json
 import re
+import subprocess
 import sys
-from types import ModuleType
+from pathlib import Path
 
 import pytest
 import torch
@@ -304,14 +305,23 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, arguments, say
     assert says in error
 
 
-def test_interrupting_the_import(monkeypatch, capsys):
-    class Slow(ModuleType):
-        def __getattr__(self, name):
-            raise KeyboardInterrupt
-
-    monkeypatch.setitem(sys.modules, "flexvideo.cli", Slow("flexvideo.cli"))
-    assert flexvideo_command.main() == 130
-    assert capsys.readouterr().err.strip() == "flexvideo: interrupted."
+def test_interrupting_the_import():
+    """The import of a module that takes long is interrupted once it has begun."""
+    script = """
+import sys, types, signal, time, flexvideo_command
+class Slow(types.ModuleType):
+    def __getattr__(self, name):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(60)
+sys.modules["flexvideo"] = types.ModuleType("flexvideo")
+sys.modules["flexvideo.cli"] = Slow("flexvideo.cli")
+flexvideo_command.main()
+"""
+    folder = Path(flexvideo_command.__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=folder, timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nflexvideo: interrupted.\n")
 
 
 def test_the_script_runs_the_command(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """The examples run as they are, on small models and clips."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -49,8 +50,25 @@ def test_features_of_a_folder(files, capsys):
     example("03_features_of_a_folder").main(
         str(files / "model.safetensors"), str(files), str(out), frames=3, size=24
     )
-    assert "2 videos" in capsys.readouterr().out
+    assert re.search(r"2 videos.*\nmost alike: .*a\.mp4 and .*b\.mp4, cosine [01]\.", capsys.readouterr().out)
     assert len(fv.load_features(out)[0]) == 2
+    assert fv.feature_settings(out)["size"] == 24
+
+
+def test_features_of_a_folder_of_one_video_and_of_none(files, capsys):
+    main, checkpoint = example("03_features_of_a_folder").main, str(files / "model.safetensors")
+    (files / "b.mp4").unlink()
+    main(checkpoint, str(files), str(files / "f.npz"), frames=3, size=24)
+    assert "nothing to compare: it takes two videos" in capsys.readouterr().out
+    (files / "a.mp4").unlink()
+    with pytest.raises(SystemExit, match=r"There is no video under .*: looked for \.avi, "):
+        main(checkpoint, str(files), str(files / "f.npz"))
+
+
+def test_pairs_that_point_away_from_each_other():
+    features = torch.tensor([[1.0, 0.0], [-1.0, 0.1], [-1.0, -2.0]])
+    assert "b and c" in example("03_features_of_a_folder").most_alike(["a", "b", "c"], features)
+    assert "a and b" in example("03_features_of_a_folder").most_alike(["a", "b"], features[:2])
 
 
 def test_every_example_is_tested():
