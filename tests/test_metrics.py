@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexvideo.errors import ConfigError
 from flexvideo.evaluate import metrics
-from flexvideo.evaluate.estimate import estimate
+from flexvideo.evaluate.bootstrap import estimate
 from flexvideo.evaluate.metrics import balanced_accuracy, knn_scores, retrieval_values, topk_hits
 
 SEEDS = st.integers(0, 2**20)
@@ -167,7 +167,7 @@ def test_balanced_estimates_are_of_the_balanced_accuracy(monkeypatch) -> None:
     assert (found.low, found.high) == (0.5, 0.5)
     mixed = torch.rand(100) < 0.5
     whole = estimate(mixed.double(), labels=labels)
-    monkeypatch.setattr("flexvideo.evaluate.estimate._CHUNK", 700)
+    monkeypatch.setattr("flexvideo.evaluate.bootstrap._CHUNK", 700)
     assert estimate(mixed.double(), labels=labels) == whole
 
 

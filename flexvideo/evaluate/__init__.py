@@ -1,9 +1,9 @@
 """Features at a grid of geometries, what they are good for, and the tables and figures drawn from that."""
 
-from flexvideo.evaluate.estimate import Estimate as Estimate
-from flexvideo.evaluate.estimate import estimate as estimate
-from flexvideo.evaluate.extract import Features as Features
-from flexvideo.evaluate.extract import extract as extract
+from flexvideo.evaluate.bootstrap import Estimate as Estimate
+from flexvideo.evaluate.bootstrap import estimate as estimate
+from flexvideo.evaluate.extraction import Features as Features
+from flexvideo.evaluate.extraction import extract as extract
 from flexvideo.evaluate.grid import Cell as Cell
 from flexvideo.evaluate.grid import Cost as Cost
 from flexvideo.evaluate.grid import cells as cells

@@ -1,4 +1,4 @@
-"""What is measured, one number a query; averages and their uncertainty are the business of `estimate`.
+"""What is measured, one number a query; averages and their uncertainty are the business of `bootstrap`.
 
 Everything is exact and in float64, and every query counts. Ties go to the lower number, of a class or of a
 row of the gallery, so that results do not depend on the machine. Similarities are worked out for a chunk of

@@ -37,7 +37,7 @@ class Probe:
     method: Method = "adamw"
     rates: Sequence[float] = (1e-3, 1e-2, 1e-1)
     decays: Sequence[float] = (1e-4, 1e-2, 1.0)
-    epochs: int = 30
+    epochs: int = 20
     batch: int = 256
     strengths: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     batch_norm: bool = True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flexvideo.errors import ConfigError
-from flexvideo.evaluate.estimate import Estimate
+from flexvideo.evaluate.bootstrap import Estimate
 from flexvideo.evaluate.facts import ModelFacts, SourceFacts
 from flexvideo.evaluate.grid import Cell, Cost
 from flexvideo.weights import write_atomically

@@ -12,8 +12,8 @@ from torch import Tensor
 import flexvideo
 from flexvideo.data.records import Problem
 from flexvideo.errors import ConfigError, DatasetError
-from flexvideo.evaluate.estimate import LEVEL, RESAMPLES, Estimate, estimate
-from flexvideo.evaluate.extract import Features
+from flexvideo.evaluate.bootstrap import LEVEL, RESAMPLES, Estimate, estimate
+from flexvideo.evaluate.extraction import Features
 from flexvideo.evaluate.grid import Cell
 from flexvideo.evaluate.metrics import TOP, knn_scores, retrieval_values, topk_hits
 from flexvideo.evaluate.probe import Probe, fit_probe
