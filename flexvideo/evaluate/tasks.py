@@ -120,7 +120,14 @@ def linear_probe(train: Features, test: Features, *, name: str = "", probe: Prob
     for cell, features in test.values.items():
         fitted = fit_probe(train.values[cell], train.labels, classes=len(train.classes), probe=probe)
         found.append(_scored(test, cell, fitted.scores(features), chosen=fitted.chosen))
-    return _result("probe", name, test, train, found, {"probe": asdict(probe)})
+    return _result(
+        "probe",
+        name,
+        test,
+        train,
+        found,
+        {"probe": {key: _plain(value) for key, value in asdict(probe).items()}},
+    )
 
 
 def accuracy(
@@ -152,6 +159,11 @@ def accuracy(
             values = values[:, [list(labels).index(each) for each in scores.classes]]
         found.append(_scored(scores, cell, values))
     return _result("finetune" if finetuned else "accuracy", name, scores, None, found, {})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_pair(queries: Features, gallery: Features, at: Cell | None) -> None:
