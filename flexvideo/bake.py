@@ -14,13 +14,12 @@ from flexvideo.plan import Plan
 from flexvideo.swap import Model, restore
 
 
-@torch.no_grad()
 def bake(model: Model, *, frames: int, size: int | tuple[int, int], patch: Patch | None = None) -> Model:
     """Make a plain model of one geometry, to export and to ship: a copy, of the host's own class.
 
     Its outputs are those of the flexible model to the bit, and its state dict loads into a model built for
-    that geometry. Where the policy resizes the clip, the baked model takes the resized one, and a warning
-    says of which size.
+    that geometry; a warning says of a table that is in no state dict. Where the policy resizes the clip, the
+    baked model takes the resized one, and a warning says of which size.
 
     Args:
         model: a flexible model, or one that holds it; left as it is.
@@ -43,12 +42,21 @@ def bake(model: Model, *, frames: int, size: int | tuple[int, int], patch: Patch
     height, width = as_pair(size, what="size")
     geometry = flex.policy.geometry(flex.plan.base, frames, height, width, patch)
     baked = restore(copy.deepcopy(model))
-    for path in flex.plan.patch_embeds:
-        _bake_patch_embed(find(baked, path), geometry, flex.plan)
-    for follower in (*flex.plan.tables, *flex.plan.state):
-        stored = find(baked, follower.name)
-        value = follower.follow(stored, base=flex.plan.base, geometry=geometry, rule=flex.plan.rule)
-        _store(baked, follower.name, value)
+    with torch.no_grad():
+        for path in flex.plan.patch_embeds:
+            _bake_patch_embed(find(baked, path), geometry, flex.plan)
+        for follower in (*flex.plan.tables, *flex.plan.state, *flex.plan.baked):
+            stored = find(baked, follower.name)
+            value = follower.follow(stored, base=flex.plan.base, geometry=geometry, rule=flex.plan.rule)
+            _store(baked, follower.name, value)
+    resized = {table.name for table in flex.plan.tables if table.size(flex.plan.base) != table.size(geometry)}
+    unsaved = resized - baked.state_dict().keys()
+    if unsaved:
+        warnings.warn(
+            f"A state dict of the baked model lacks {', '.join(sorted(unsaved))}, and a model built for that "
+            "size may have another there: save the baked model whole, or these tensors too.",
+            stacklevel=2,
+        )
     if (geometry.height, geometry.width) != (height, width):
         warnings.warn(
             f"The baked model takes clips of {frames} frames of {geometry.height} x {geometry.width} px: at "

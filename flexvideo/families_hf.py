@@ -56,14 +56,11 @@ def bare_or_within(
     """
     if not class_named(host, "transformers", *bare, *around):
         return None
-    inner = next(
-        (path for path, part in host.named_modules() if class_named(part, "transformers", *bare)), None
-    )
-    found = None if inner is None else plan(host.get_submodule(inner))
-    if inner is None or found is None:
-        return None
-    found = found.within(inner)
-    return replace(found, fixed=(*found.fixed, *_configurations(host)))
+    for path, part in host.named_modules():
+        if class_named(part, "transformers", *bare) and (found := plan(part)) is not None:
+            found = replace(found, baked=(State("config", configuration_built_for),)).within(path)
+            return replace(found, fixed=(*found.fixed, *_configurations(host)))
+    return None
 
 
 def _configurations(host: nn.Module) -> Iterator[str]:
@@ -71,6 +68,34 @@ def _configurations(host: nn.Module) -> Iterator[str]:
     for path, module in host.named_modules():
         if "config" in module.__dict__:
             yield f"{path}.config" if path else "config"
+
+
+def configuration_built_for(geometry: Geometry, stored: Any) -> Any:
+    """The configuration changed to that of a model built for a geometry; squares as one number."""
+    frame, patch = (geometry.height, geometry.width), geometry.patch
+    sizes: dict[str, Any] = {
+        **{"image_size": frame, "crop_size": frame, "patch_size": patch},
+        **{"num_frames": geometry.frames, "frames_per_clip": geometry.frames},
+    }
+    for name, size in sizes.items():
+        if hasattr(stored, name):
+            square = isinstance(size, tuple) and size[0] == size[1] and isinstance(getattr(stored, name), int)
+            setattr(stored, name, size[0] if square else list(size) if isinstance(size, tuple) else size)
+    if isinstance(getattr(stored, "tubelet_size", None), list | tuple):  # ViViT's, with the patch in it
+        stored.tubelet_size = [geometry.tubelet, *patch]
+    return stored
+
+
+def configuration_with_that_table(geometry: Geometry, stored: Any) -> Any:
+    """The configuration, changed only where the grid stays: VideoMAE numbers its tokens anew by it."""
+    rows, columns = (
+        size // patch
+        for size, patch in zip(
+            as_pair(stored.image_size, what="image_size"), as_pair(stored.patch_size), strict=True
+        )
+    )
+    same = (stored.num_frames // stored.tubelet_size, rows, columns) == (geometry.steps, *geometry.grid)
+    return configuration_built_for(geometry, stored) if same else stored
 
 
 def positions_as_they_are(geometry: Geometry, method: Any) -> Callable[..., Tensor]:
@@ -174,13 +199,18 @@ def videomae(host: nn.Module) -> Plan | None:
     """VideoMAE, its classifier and its pre-training, whose decoder paints patches of one size.
 
     Its table of sines is no parameter and numbers the tokens of the clip through; at another size each token
-    has what its neighbours at the base have, interpolated. Numbered anew, every token would be moved.
+    has what its neighbours at the base have, interpolated. Numbered anew, as a model does that is built for
+    that size, every token would be moved.
 
     Source: transformers, models/videomae/modeling_videomae.py.
     """
     around = ("VideoMAEForVideoClassification", "VideoMAEForPreTraining")
     found = bare_or_within(host, ("VideoMAEModel",), around, _videomae)
-    if found is None or not class_named(host, "transformers", "VideoMAEForPreTraining"):
+    if found is None:
+        return None
+    (configuration,) = found.baked
+    found = replace(found, baked=(replace(configuration, value=configuration_with_that_table),))
+    if not class_named(host, "transformers", "VideoMAEForPreTraining"):
         return found
     return replace(
         found,

@@ -67,7 +67,10 @@ def beit(host: nn.Module) -> Plan | None:
     Source: transformers, models/beit/modeling_beit.py.
     """
     around = ("BeitForImageClassification", "BeitForMaskedImageModeling")
-    return bare_or_within(host, ("BeitModel",), around, _beit)
+    found = bare_or_within(host, ("BeitModel",), around, _beit)
+    if found is None or not any(name.endswith("relative_position_bias_table") for name in found.fixed):
+        return found
+    return replace(found, baked=())  # its relative tables stay those of the base, and so does what it says
 
 
 def _beit(host: Any) -> Plan:

@@ -69,7 +69,9 @@ def flexible_class(
     body |= {"__reduce_ex__": __reduce_ex__, "_flex_host": host}
     # transformers looks up what a model can record by the text of its class, which is made of these two.
     body |= {"__module__": host.__module__, "__qualname__": host.__qualname__, "__doc__": host.__doc__}
-    return type(f"Flexible{host.__name__}", (host,), body)
+    # It writes the name of the class beside weights, too, and loads them by it.
+    of_transformers = hasattr(host, "config_class")
+    return type(host.__name__ if of_transformers else f"Flexible{host.__name__}", (host,), body)
 
 
 def _rebuild(

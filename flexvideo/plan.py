@@ -142,6 +142,8 @@ class Plan:
         channels: channels of a clip; those of the patch embedding when None.
         linear_order: order in which a Linear patch embedding flattens a patch, time before height.
         fixed: attributes that hold a size of the base and rightly keep it at every geometry.
+        baked: attributes that say what a model was built for, which a baked one must say anew, and no forward
+            reads; their values may change what they are given, of a copy.
         rule: how everything is resampled.
         family: the kind of model that was recognised.
         rejected: tensors and modules that were looked at and left alone, with the reason.
@@ -169,6 +171,7 @@ class Plan:
     channels: int | None = None
     linear_order: Literal["chw", "hwc"] = "chw"
     fixed: tuple[str, ...] = ()
+    baked: tuple[State, ...] = ()
     rule: Rule = RULES["auto"]
     family: str = "named by hand"
     rejected: tuple[str, ...] = ()
@@ -193,6 +196,7 @@ class Plan:
             state=tuple(replace(state, name=f"{path}.{state.name}") for state in self.state),
             entries=tuple(f"{path}.{name}" for name in self.entries),
             fixed=tuple(f"{path}.{name}" for name in self.fixed),
+            baked=tuple(replace(state, name=f"{path}.{state.name}") for state in self.baked),
         )
 
     @property

@@ -113,6 +113,7 @@ def test_host_state_is_put_back(case: Case) -> None:
     assert torch.equal(case.call(model, x), expected)
 
 
+@pytest.mark.filterwarnings("ignore:A state dict of the baked model lacks")
 @every_case
 def test_bake_and_pickle(case: Case) -> None:
     model = fv.make_flexible(case.build(), policy="static-patch")

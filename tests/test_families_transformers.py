@@ -20,6 +20,7 @@ from flexvideo.errors import GeometryError, NothingToFlexError, UnsupportedModel
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
+@pytest.mark.filterwarnings("ignore:A state dict of the baked model lacks pos_embed")  # CAST's
 @every_case
 def test_contract(case: Case) -> None:
     contract.test_recognised_by_one_family(case)
