@@ -2,16 +2,20 @@
 
 import errno
 import hashlib
+import inspect
 import json
 import logging
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,9 +161,63 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         build().save_pretrained(tmp_path / "file")
 
 
+def test_results_in_the_folder_are_shown_while_they_are_of_these_weights(flexible, tmp_path):
+    (tmp_path / "results.json").write_text('[{"frames": 8, "top1": 0.5}]')
+    flexible.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "| 8 | 0.5 |" in card
+    flexible.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == card
+    with torch.no_grad():
+        flexible.head.bias += 1
+    with pytest.warns(
+        CheckpointWarning, match=r"results\.json was there before these weights and is left out"
+    ):
+        flexible.save_pretrained(tmp_path)
+    assert "## Results" not in (tmp_path / "README.md").read_text()
+    assert json.loads((tmp_path / "results.json").read_text()) == [{"frames": 8, "top1": 0.5}]
+
+
+def test_the_hubs_own_methods_take_what_those_of_its_mixin_take():
+    from huggingface_hub import PyTorchModelHubMixin
+
+    left_out = {
+        "save_pretrained": {"config", "model_card_kwargs", "push_to_hub_kwargs"},
+        "from_pretrained": {"model_kwargs"},
+        "push_to_hub": {
+            "config",
+            "model_card_kwargs",
+            "allow_patterns",
+            "ignore_patterns",
+            "delete_patterns",
+        },
+    }
+    for name, missing in left_out.items():
+        theirs = inspect.signature(getattr(PyTorchModelHubMixin, name)).parameters
+        ours = inspect.signature(getattr(fv.VideoMamba, name)).parameters
+        assert theirs.keys() - ours.keys() == missing
+        shared = theirs.keys() & ours.keys()
+        assert all(theirs[key].kind == ours[key].kind for key in shared)
+
+
+def test_a_subclass_is_loaded_as_itself_and_a_flexible_class_as_its_host(flexible, tmp_path):
+    class Mine(fv.VideoMamba):
+        pass
+
+    fv.save(build(), tmp_path / "plain.safetensors")
+    assert type(Mine.from_pretrained(tmp_path / "plain.safetensors")) is Mine
+    assert type(type(flexible).from_pretrained(tmp_path / "plain.safetensors")) is fv.VideoMamba
+    flexible.save_pretrained(tmp_path / "flexible")
+    mine = Mine.from_pretrained(tmp_path / "flexible")
+    assert isinstance(mine, Mine)
+    assert fv.flex_config(mine) == fv.flex_config(flexible)
+
+
 def test_convert_goes_both_ways(flexible, tmp_path):
     flexible.save_pretrained(tmp_path / "ours")
-    fv.convert(tmp_path / "ours", tmp_path / "one.safetensors")
+    assert fv.convert(tmp_path / "ours", tmp_path / "one.safetensors") == str(
+        tmp_path / "ours/model.safetensors"
+    )
     fv.convert(tmp_path / "one.safetensors", tmp_path / "again")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
@@ -173,6 +231,41 @@ def test_any_wrapped_model_keeps_its_policy_beside_its_own_weights(flexible, tmp
     (tmp_path / "flex.json").write_text(json.dumps(fv.flex_config(flexible)))
     other = fv.make_flexible(build(), **json.loads((tmp_path / "flex.json").read_text()))
     assert all(torch.equal(other(clip(*size)), flexible(clip(*size))) for size in SIZES)
+
+
+class Theirs(torch.nn.Module):
+    """A model of somebody else's, who uploads it by the Hub's mixin."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.proj = torch.nn.Conv3d(3, width, (1, 8, 8), stride=(1, 8, 8))
+        self.pos_embed = torch.nn.Parameter(torch.randn(1, 16, width))
+        self.norm = torch.nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.proj(x).flatten(3).permute(0, 2, 3, 1) + self.pos_embed[:, None]
+        return self.norm(tokens).mean(dim=(1, 2))
+
+
+def test_another_model_goes_to_the_hub_by_its_own_way_and_its_policy_beside_it(hub, tmp_path):
+    from huggingface_hub import HfApi, PyTorchModelHubMixin, hf_hub_download
+
+    kind = type("Theirs", (Theirs, PyTorchModelHubMixin), {})
+    model = kind(width=8)
+    plan = fv.plan_for(model, size=32)
+    plan = replace(plan, tables=(*plan.tables, fv.Table("pos_embed", axes="space")))
+    fv.make_flexible(model, policy="static-patch", rule="pi", plan=plan)
+    model.push_to_hub("writer/theirs", token=WRITER)
+    HfApi(token=WRITER).upload_file(
+        path_or_fileobj=json.dumps(fv.flex_config(model)).encode(),
+        path_in_repo="flex.json",
+        repo_id="writer/theirs",
+    )
+    other = kind.from_pretrained("writer/theirs")
+    config = json.loads(Path(hf_hub_download("writer/theirs", "flex.json")).read_text())
+    fv.make_flexible(other, **config, plan=plan)
+    assert fv.flex_config(other) == fv.flex_config(model)
+    assert all(torch.equal(other(clip(*size)), model(clip(*size))) for size in [(4, 32, 32), (3, 48, 48)])
 
 
 # From the Hub
@@ -194,6 +287,37 @@ def test_a_second_load_downloads_nothing(hub, published):
     fv.load(REPO)
     assert hub.requests("/content/") == []
     assert {request.method for request in hub.requests("resolve")} == {"HEAD"}
+
+
+def test_a_forced_download_fetches_again_what_is_there(hub, published):
+    fv.load(REPO)
+    hub.seen.clear()
+    model = fv.VideoMamba.from_pretrained(REPO, force_download=True)
+    assert model.source == f"{REPO}@{published}/model.safetensors"
+    assert len(hub.requests("/content/")) == 1
+    with pytest.raises(HubError, match=r"^force_download asks the Hub, and offline nothing may"):
+        fv.VideoMamba.from_pretrained(REPO, force_download=True, local_files_only=True)
+
+
+def test_the_config_counts_that_is_beside_the_weights(hub, flexible, tmp_path):
+    files = {f"v2/{name}": content for name, content in saved(flexible, tmp_path / "v2").items()}
+    files |= saved(fv.make_flexible(build(), policy="temporal"), tmp_path / "v1")
+    hub.add("me/versions", files)
+    name = "v2/model.safetensors"
+    for model in (
+        fv.load("me/versions", filename=name),
+        fv.load("me/versions", filename=name, local_files_only=True),
+    ):
+        assert fv.flex_config(model)["policy"]["name"] == "flex-all"
+    assert fv.describe("me/versions", filename=name).policy["name"] == "flex-all"
+    assert fv.flex_config(fv.load("me/versions"))["policy"]["name"] == "temporal"
+
+
+def test_names_of_other_files_are_the_owners_business(hub, flexible, tmp_path):
+    hub.add(
+        REPO, saved(flexible, tmp_path / "m") | {"seen at 12:30.png": b"", "notes: a.md": b"", "CON": b""}
+    )
+    assert fv.load(REPO).labels == flexible.labels
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "module"])
@@ -218,6 +342,15 @@ def test_published_files_have_short_names(hub, tmp_path):
     hub.add("OpenGVLab/VideoMamba", {"videomamba_m16_breakfast_mask_ft_f64_res224.pth": content})
     with pytest.warns(CheckpointWarning, match="holds a temporal table of 32 frames, not 64"):
         fv.load("m16_breakfast_mask_ft_f64_res224")
+
+
+def test_a_published_file_that_is_right_is_loaded_without_a_word(hub, tmp_path):
+    content = bare(build(), tmp_path / "w.pth")
+    hub.add("OpenGVLab/VideoMamba", {"videomamba_m16_k400_mask_ft_f16_res224.pth": content, "x.pth": b""})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = fv.load("videomamba_m16_k400_mask_ft_f16_res224")
+    assert torch.equal(model(clip()), build()(clip()))
 
 
 def test_revisions_are_pinned(hub, published, flexible, tmp_path):
@@ -273,6 +406,25 @@ def test_a_private_repository_needs_a_token_that_no_one_else_sees(hub, flexible,
             fv.load("me/secret", token=token, cache_dir=tmp_path / asked)
         assert str(error.value).count("\n") == 0
         assert token is None or token not in str(error.value)
+
+
+@pytest.mark.parametrize("token", ["", READER + "\n", f"hf_{chr(233)}", "hf a", "hf_\0"])
+def test_a_token_that_cannot_be_sent_is_not_shown_either(hub, flexible, published, token, caplog):
+    for call in (lambda: fv.load(REPO, token=token), lambda: flexible.push_to_hub(REPO, token=token)):
+        with pytest.raises(HubError, match=r"^The token is empty, or has a space, a line break") as error:
+            call()
+        shown = "".join(traceback.format_exception(error.value)) + caplog.text
+        assert not token or token.strip() not in shown
+    assert hub.seen == []
+
+
+def test_what_holds_a_token_does_not_print_it():
+    from flexvideo.hubclient import Access
+    from flexvideo.huberrors import explain
+
+    assert READER not in repr(Access(READER))
+    error = ValueError(f"Illegal header value b'Bearer {READER}'")
+    assert READER not in explain(error, what="x", revision=None, endpoint="http://h")
 
 
 def test_a_gated_repository_says_so(hub, flexible, tmp_path):
@@ -358,6 +510,35 @@ def test_describe_of_a_pickle_and_of_what_is_cached(hub, tmp_path, monkeypatch):
     hub.seen.clear()
     assert fv.describe("me/raw", local_files_only=True).classes == 5
     assert hub.seen == []
+
+
+PATCH = {"dtype": "F32", "shape": [32, 3, 1, 8, 8], "data_offsets": [0, 24576]}
+
+
+@pytest.mark.parametrize(
+    ("header", "error", "message"),
+    [
+        (b"{nope", HubError, r"me/bad/model\.safetensors is no safetensors file, or a damaged one\.$"),
+        (
+            {"a": PATCH | {"shape": [-1, 3]}},
+            CheckpointError,
+            "has a damaged header: Trying to create tensor with",
+        ),
+        ({"a": PATCH | {"shape": [2**62, 2**62]}}, CheckpointError, "has a damaged header: Storage size"),
+        ({"patch_embed.proj.weight": PATCH}, CheckpointError, "is no VideoMamba: pos_embed is missing"),
+        ({"a": PATCH, "__metadata__": [1]}, CheckpointError, "has a damaged header|is no VideoMamba"),
+        (
+            {"patch_embed.proj.weight": PATCH, "__metadata__": {"flexvideo": "{"}},
+            CheckpointError,
+            r"the header of me/bad@\w+/model\.safetensors is not JSON",
+        ),
+    ],
+)
+def test_describe_of_a_header_that_is_none(hub, header, error, message):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    hub.add("me/bad", {"model.safetensors": struct.pack("<Q", len(text)) + text})
+    with pytest.raises(error, match=message):
+        fv.describe("me/bad")
 
 
 # Offline
@@ -518,6 +699,15 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(hub, published, tmp_path
     assert len(hub.requests("/content/")) == 1, "a full disk is no reason to ask again"
 
 
+def test_a_cache_that_cannot_be(hub, published, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        HubError, match=r"^someone/stretchy/model\.safetensors cannot be stored: Not a directory\.$"
+    ):
+        fv.load(REPO, cache_dir=tmp_path / "file")
+    assert len(hub.requests("/content/")) == 0
+
+
 def test_a_proxy_that_answers_with_a_page_of_its_own(hub, published):
     hub.faults.append(Fault("/api/models", "status", status=200))
     with pytest.raises(HubError, match=r"^someone/stretchy did not arrive from http.*JSONDecodeError"):
@@ -591,6 +781,20 @@ def test_push_to_a_branch_and_as_a_pull_request(hub, flexible):
     address = flexible.push_to_hub("writer/mine", token=WRITER, create_pr=True)
     assert address == f"{hub.url}/writer/mine/discussions/1"
     assert "model.safetensors" not in repo.commits[repo.refs["main"]]
+    proposed = fv.load("writer/mine", revision="refs/pr/1")
+    assert proposed.source == f"writer/mine@{repo.refs['refs/pr/1']}/model.safetensors"
+
+
+def test_saving_can_push_too_with_the_stored_token(hub, flexible, tmp_path):
+    (tmp_path / "no_token").write_text(WRITER)
+    assert flexible.save_pretrained(tmp_path / "mine") is None
+    address = flexible.save_pretrained(tmp_path / "mine", push_to_hub=True, results={"top1": 0.5})
+    repo = hub.repos["writer/mine"]
+    assert address == f"{hub.url}/writer/mine/commit/{repo.refs['main']}"
+    assert repo.commits[repo.refs["main"]]["results.json"] == (tmp_path / "mine/results.json").read_bytes()
+    flexible.save_pretrained(tmp_path / "mine", repo_id="writer/other", push_to_hub=True)
+    other = hub.repos["writer/other"]
+    assert b"| 0.5 |" in other.commits[other.refs["main"]]["README.md"]
 
 
 @pytest.mark.parametrize(
@@ -645,7 +849,7 @@ torch.save([model(clip) for clip in clips], sys.argv[1])
 """
 
 
-def test_trained_pushed_and_loaded_elsewhere_gives_the_same_bits(hub, flexible, tmp_path):
+def test_trained_pushed_and_loaded_by_two_others_at_once_gives_the_same_bits(hub, flexible, tmp_path):
     flexible.train()
     optimizer = torch.optim.AdamW(flexible.parameters(), lr=1e-3)
     for step in range(3):
@@ -653,6 +857,7 @@ def test_trained_pushed_and_loaded_elsewhere_gives_the_same_bits(hub, flexible, 
         flexible(clip(*SIZES[step])).square().mean().backward()
         optimizer.step()
     flexible.eval().push_to_hub("writer/mine", token=WRITER)
+    hub.faults.append(Fault("/content/", "slow"))
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -660,10 +865,16 @@ def test_trained_pushed_and_loaded_elsewhere_gives_the_same_bits(hub, flexible, 
         "HF_HOME": str(tmp_path / "home"),
         "HOME": str(tmp_path),
     }
-    command = [sys.executable, "-W", "error", "-c", READ, str(tmp_path / "logits.pt")]
-    subprocess.run(command, env=environment, check=True, timeout=100, cwd=tmp_path)
-    for logits, size in zip(torch.load(tmp_path / "logits.pt"), SIZES, strict=True):
-        assert torch.equal(logits, flexible(clip(*size)))
+    outputs = [tmp_path / "1.pt", tmp_path / "2.pt"]
+    readers = [
+        subprocess.Popen([sys.executable, "-W", "error", "-c", READ, path], env=environment, cwd=tmp_path)
+        for path in outputs
+    ]
+    assert [reader.wait(timeout=100) for reader in readers] == [0, 0]
+    for path in outputs:
+        for logits, size in zip(torch.load(path), SIZES, strict=True):
+            assert torch.equal(logits, flexible(clip(*size)))
+    assert len(hub.requests("/content/")) == 1, "two that load at once download once"
 
 
 def test_no_warning_on_an_ordinary_load(hub, published):
