@@ -21,7 +21,7 @@ def main(checkpoint: str, folder: str, out: str, frames: int = 16, size: int = 1
     names, features = fv.extract_features(model, videos, frames=frames, size=size)
     settings = {"checkpoint": checkpoint, "frames": frames, "size": size}
     fv.save_features(out, names, features, settings=settings)
-    print(f"{len(names)} videos, features of {features.shape[1]} numbers in {out}")
+    print(f"{out}: {features.shape[0]} x {features.shape[1]} numbers, one row a video")
     print(most_alike(names, features))
 
 

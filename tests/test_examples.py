@@ -50,7 +50,10 @@ def test_features_of_a_folder(files, capsys):
     example("03_features_of_a_folder").main(
         str(files / "model.safetensors"), str(files), str(out), frames=3, size=24
     )
-    assert re.search(r"2 videos.*\nmost alike: .*a\.mp4 and .*b\.mp4, cosine [01]\.", capsys.readouterr().out)
+    assert re.search(
+        r": 2 x 32 numbers, one row a video\nmost alike: .*a\.mp4 and .*b\.mp4, cosine [01]\.",
+        capsys.readouterr().out,
+    )
     assert len(fv.load_features(out)[0]) == 2
     assert fv.feature_settings(out)["size"] == 24
 
