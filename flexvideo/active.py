@@ -13,6 +13,7 @@ from torch._C._autograd import _get_sequence_nr
 
 from flexvideo.errors import GeometryError, UnsupportedModelError
 from flexvideo.geometry import Geometry
+from flexvideo.patch import dtype_error
 from flexvideo.plan import Layout, Plan
 from flexvideo.policy import Policy
 from flexvideo.resample import resize_clip
@@ -116,7 +117,7 @@ class Flex:
         found = {run.patch for run in self._run_again(geometry=False)}
         if len(found) > 1:
             raise GeometryError(
-                "Activation checkpointing runs a part of this model again, and calls in several threads, with "
+                "Activation checkpointing runs a part of this model again, and calls in several threads, at "
                 f"patches of {', '.join(map(str, found))}, could have been this one: pass `patch` inside the "
                 "function that is checkpointed."
             )
@@ -177,16 +178,13 @@ class Flex:
             )
         return geometry
 
-    def fit(self, clip: Tensor, geometry: Geometry) -> Tensor:
+    def fit(self, clip: Tensor, geometry: Geometry, model: nn.Module) -> Tensor:
         """Return the clip at the frame size that a geometry asks for; the very same one if it has it."""
         size = geometry.height, geometry.width
         if tuple(clip.shape[-2:]) == size:
             return clip
         if not clip.is_floating_point():
-            raise GeometryError(
-                f"A clip of {clip.shape[-2]} x {clip.shape[-1]} px must be resized to {size[0]} x {size[1]} "
-                f"px, and this one holds {clip.dtype}: convert and normalise it first."
-            )
+            raise dtype_error(clip, next(model.parameters()))
         if clip.ndim == 4:
             return resize_clip(clip.unsqueeze(2), size).squeeze(2)
         return resize_clip(clip, size)

@@ -59,9 +59,9 @@ def plan_for(
     if flex is not None:
         if hinted or rule is not None:
             raise UnsupportedModelError(
-                f"{type(model).__name__} is flexible already, and follows a plan that `size`, `frames`, "
-                "`class_token` and `rule` cannot change: make_flexible(model, rule=...) changes the rule; for "
-                "the others restore(model) first."
+                f"{type(model).__name__} is flexible already, and `size`, `frames`, `class_token` and `rule` "
+                "cannot change its plan: make_flexible(model, rule=...) changes the rule, and "
+                "for the others restore(model) first."
             )
         return flex.plan
     check_plain(model)

@@ -158,7 +158,7 @@ def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
             # A checkpoint inside the host passes on no `patch` of the call, when it runs this part again.
             pair = flex.patch_again()
         geometry = flex.geometry(clip, pair)
-        clip = flex.fit(clip, geometry)
+        clip = flex.fit(clip, geometry, self)
         before, first = (active.geometry, active.patch), sequence_number()
         active.geometry = geometry
         if pair is not None:

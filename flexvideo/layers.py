@@ -5,12 +5,13 @@ stay what they are. At the base patch each runs the host's own forward.
 """
 
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from flexvideo.active import Flex
 from flexvideo.geometry import Geometry
-from flexvideo.patch import PatchConv3d, patch_conv3d
+from flexvideo.patch import PatchConv3d, check_dtype, patch_conv3d
 from flexvideo.plan import Plan
 from flexvideo.resample import resample_kernel
 
@@ -35,13 +36,10 @@ def weight_at(layer: PatchLayer, geometry: Geometry, plan: Plan) -> Float[Tensor
         return layer.weight
     if not isinstance(layer, nn.Linear):
         return resample_kernel(layer.weight, (*layer.kernel_size[:-2], *plan.kernel(geometry)), plan.rule)
-    size = (plan.base.tubelet, *plan.base.patch)
-    if plan.linear_order == "hwc":
-        kernel = layer.weight.unflatten(1, (*size, -1)).movedim(-1, 1)
-    else:
-        kernel = layer.weight.unflatten(1, (-1, *size))
-    resized = resample_kernel(kernel, (plan.base.tubelet, *geometry.patch), plan.rule)
-    return (resized.movedim(1, -1) if plan.linear_order == "hwc" else resized).flatten(1)
+    flat = {"chw": "o (c t h w)", "hwc": "o (t h w c)"}[plan.linear_order]
+    tubelet, (height, width) = plan.base.tubelet, plan.base.patch
+    kernel = rearrange(layer.weight, f"{flat} -> o c t h w", t=tubelet, h=height, w=width)
+    return rearrange(resample_kernel(kernel, (tubelet, *geometry.patch), plan.rule), f"o c t h w -> {flat}")
 
 
 class FlexibleConv2d(nn.Conv2d):
@@ -51,6 +49,7 @@ class FlexibleConv2d(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b o h2 w2"]:
         """Embed the frames at the patch in force."""
+        check_dtype(input, self.weight)
         geometry, plan = self._flex.active.geometry, self._flex.plan
         if geometry is None or geometry.patch == plan.base.patch:
             return super().forward(input)
@@ -64,6 +63,7 @@ class FlexibleConv3d(nn.Conv3d):
 
     def forward(self, input: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t2 h2 w2"]:
         """Embed the clip at the patch in force."""
+        check_dtype(input, self.weight)
         geometry, plan = self._flex.active.geometry, self._flex.plan
         if geometry is None or geometry.patch == plan.base.patch:
             return super().forward(input)
@@ -78,6 +78,7 @@ class FlexiblePatchConv3d(PatchConv3d):
 
     def forward(self, input: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t2 h2 w2"]:
         """Embed the clip at the patch in force."""
+        check_dtype(input, self.weight)
         geometry, plan = self._flex.active.geometry, self._flex.plan
         if geometry is None:
             return super().forward(input)
@@ -91,6 +92,7 @@ class FlexibleLinear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*b features"]) -> Float[Tensor, "*b o"]:
         """Embed flattened patches of the size in force."""
+        check_dtype(input, self.weight)
         geometry, plan = self._flex.active.geometry, self._flex.plan
         if geometry is None:
             return super().forward(input)

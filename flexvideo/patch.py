@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flexvideo.errors import GeometryError
+
 
 def patch_conv3d(
     x: Float[Tensor, "b c t h w"],
@@ -32,6 +34,30 @@ def patch_conv3d(
         return F.conv3d(x, weight, bias, stride=(tubelet, *size))
     frames = F.conv2d(x.transpose(1, 2).flatten(0, 1), weight.squeeze(2), bias, stride=tuple(size))
     return frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+
+def dtype_error(clip: Tensor, weight: Tensor) -> GeometryError:
+    """What is wrong with a clip of another dtype than a model."""
+    return GeometryError(
+        f"The model takes normalised clips of {weight.dtype}, and this one holds {clip.dtype}: convert it "
+        f"first, whole numbers by flexvideo.data.normalize(frames), others by clip.to({weight.dtype})."
+    )
+
+
+def check_dtype(x: Tensor, weight: Tensor) -> None:
+    """Refuse an input that a layer would fail on, as torch says it without saying what to do.
+
+    Args:
+        x: input of a patch embedding.
+        weight: its weight.
+
+    Raises:
+        GeometryError: an input of another dtype that autocast does not convert.
+    """
+    if x.dtype == weight.dtype or torch.compiler.is_compiling():
+        return
+    if not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        raise dtype_error(x, weight)
 
 
 class PatchConv3d(nn.Conv3d):
@@ -66,4 +92,5 @@ class PatchConv3d(nn.Conv3d):
 
     def forward(self, input: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t2 h2 w2"]:
         """Patch embedding of a clip, as in `patch_conv3d`."""
+        check_dtype(input, self.weight)
         return patch_conv3d(input, self.weight, self.bias)

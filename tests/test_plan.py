@@ -89,6 +89,16 @@ def test_plan_of_a_flexible_model_is_the_one_it_follows() -> None:
     assert fv.plan_for(Recogniser(model)) == fv.plan_for(model)
 
 
+@pytest.mark.parametrize("argument", [{"rule": "pi"}, {"size": 64}, {"frames": 2}, {"class_token": "last"}])
+def test_plan_of_a_flexible_model_cannot_be_changed(argument: dict[str, object]) -> None:
+    model = fv.make_flexible(VisionMamba())
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"VisionMamba is flexible already, .* make_flexible\(model, rule=\.\.\.\) ch",
+    ):
+        fv.plan_for(model, **argument)
+
+
 def test_rule_of_a_plan_counts_unless_another_is_given() -> None:
     model = VisionMamba()
     plan = fv.plan_for(model, rule="pi")
@@ -295,7 +305,6 @@ class TestPlanThatDoesNotFit:
 
     CONVOLUTIONS = (
         ({"padding": 1}, r"it pads the frame by \(1, 1, 1\)"),
-        ({"padding": "valid"}, "it pads the frame by valid"),
         (
             {"dilation": 2},
             r"dilation \(2, 2, 2\), groups 1 and padding mode 'zeros' are not those of a plain con",
@@ -316,6 +325,12 @@ class TestPlanThatDoesNotFit:
             PlanError, match=r"`patch_embed\.proj` is no patch embedding of 4 x 8 px: its kernel is 8"
         ):
             fv.make_flexible(model, plan=replace(plan, base=fv.Base(4, 32, 32, (4, 8))))
+
+
+def test_a_convolution_may_say_in_words_that_it_does_not_pad() -> None:
+    model = VisionMamba()
+    model.patch_embed.proj = nn.Conv3d(3, 8, (1, 8, 8), stride=(1, 8, 8), padding="valid")
+    assert fv.make_flexible(model)(clip((4, 64, 64))).shape == (2, 5)
 
 
 def compiled(model: nn.Module) -> nn.Module:

@@ -533,10 +533,17 @@ def test_an_unknown_policy_lists_the_five_names(unknown: str | dict[str, object]
 
 
 @pytest.mark.unchecked
-@pytest.mark.parametrize("unknown", [None, 3, StaticTokens])
+@pytest.mark.parametrize("unknown", [None, 3])
 def test_what_is_no_policy_lists_the_five_names(unknown: object) -> None:
     with pytest.raises(ConfigError, match="the names are 'temporal', 'static-patch', 'static-tokens'"):
         policy_of(unknown)
+
+
+@pytest.mark.unchecked
+def test_the_class_of_a_policy_is_no_policy() -> None:
+    text = r"^StaticTokens is the class of a policy: give a policy, `StaticTokens\(\)`.$"
+    with pytest.raises(ConfigError, match=text):
+        policy_of(StaticTokens)
 
 
 def test_unknown_fields_are_named_with_the_known_ones() -> None:

@@ -289,6 +289,23 @@ def test_another_size_names_the_remedy(size):
         small()(torch.randn(1, 3, *size))
 
 
+@pytest.mark.unchecked
+@pytest.mark.parametrize("shape", [(1, 1, 2, 32, 32), (3, 2, 32, 32), (1, 2, 3, 32, 32)])
+def test_another_shape_names_the_remedy(shape):
+    message = r"This VideoMamba takes clips of shape \(batch, 3 channels, .* got \({}\): bring the dim"
+    for entry in (small(), small().forward_features):
+        with pytest.raises(GeometryError, match=message.format(", ".join(map(str, shape)))):
+            entry(torch.randn(shape))
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64])
+def test_another_dtype_names_the_remedy(dtype):
+    message = f"takes normalised clips of torch.float32, and this one holds {dtype}: convert it first"
+    with pytest.raises(GeometryError, match=message):
+        small()(torch.zeros(1, 3, 2, 32, 32, dtype=dtype))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -296,6 +313,10 @@ def test_another_size_names_the_remedy(size):
         ({"num_frames": 1, "kernel_size": 2}, "A clip of 1 x 32 x 32 .* holds no patch of 2 x 16 x 16"),
         ({"depth": 0}, "at least one block, and got depth=0"),
         ({"init": "xavier"}, "Unknown init 'xavier'; known: 'official', 'mamba'"),
+        (
+            {"scan_backend": "typo"},
+            "Unknown scan backend 'typo'; known: 'auto', 'reference', 'chunked', 'cpu'",
+        ),
     ],
 )
 @pytest.mark.unchecked

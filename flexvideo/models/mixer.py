@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flexvideo.scan import accumulation_dtype, causal_conv, selective_scan
+from flexvideo.scan import accumulation_dtype, causal_conv, check_name, selective_scan
 
 STATE, TAPS, EXPAND = 16, 4, 2
 
@@ -25,6 +25,9 @@ class BiMamba(nn.Module):
         scan_backend: "auto" or a name of `flexvideo.scan.available_backends()`.
         device: as in torch.
         dtype: as in torch; `A_log` and `D` are float32 whatever it is.
+
+    Raises:
+        ConfigError: an unknown `scan_backend`.
 
     Example:
         >>> import torch
@@ -57,6 +60,7 @@ class BiMamba(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_name(scan_backend)
         inner, rank = EXPAND * dim, math.ceil(dim / 16)
         self.scan_backend = scan_backend
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False, device=device, dtype=dtype)

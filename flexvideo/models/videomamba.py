@@ -156,7 +156,7 @@ class VideoMamba(nn.Module, HubMixin):
         dtype: as in torch.
 
     Raises:
-        ConfigError: an unknown `init`, or sizes of which no patch fits.
+        ConfigError: an unknown `init` or `scan_backend`, or sizes of which no patch fits.
 
     Example:
         >>> import torch
@@ -240,7 +240,7 @@ class VideoMamba(nn.Module, HubMixin):
             x: normalised clip.
 
         Raises:
-            GeometryError: a clip of another size than the model's.
+            GeometryError: a clip of another size, number of channels or dtype than the model's.
         """
         return self.head(self.head_drop(self.forward_features(x)))
 
@@ -254,7 +254,7 @@ class VideoMamba(nn.Module, HubMixin):
             all_tokens: return (B, 1 + T' * h * w, D) instead of (B, D).
 
         Raises:
-            GeometryError: a clip of another size than the model's.
+            GeometryError: a clip of another size, number of channels or dtype than the model's.
         """
         hidden: Tensor = self.embed(x)
         residual: Tensor | None = None
@@ -272,6 +272,7 @@ class VideoMamba(nn.Module, HubMixin):
 
         The class token gets its row of the spatial table and no temporal embedding.
         """
+        self._check_clip(x)
         patches = self.patch_embed(x)
         # each read resamples a table of a flexible model
         space, time = self.pos_embed, self.temporal_pos_embedding
@@ -288,6 +289,16 @@ class VideoMamba(nn.Module, HubMixin):
     def get_num_layers(self) -> int:
         """Number of blocks."""
         return len(self.layers)
+
+    def _check_clip(self, x: Tensor) -> None:
+        channels = self.patch_embed.proj.in_channels
+        if x.ndim == 5 and x.shape[1] == channels:
+            return
+        raise GeometryError(
+            f"This {type(self).__name__} takes clips of shape (batch, {channels} channels, frames, height, "
+            f"width), and got {tuple(x.shape)}: bring the dimensions into this order, one clip as a batch of "
+            "one."
+        )
 
     def _check_tables(self, x: Tensor, patches: Tensor, rows: tuple[int, int]) -> None:
         steps, *grid = patches.shape[2:]
@@ -341,95 +352,3 @@ def _check(
             f"A clip of {_times(frames, *img_size)} (frames, height, width) holds no patch of "
             f"{_times(tubelet, *patch)}; make the patch smaller or the clip larger."
         )
-
-
-def videomamba_tiny(
-    *,
-    img_size: int | Sequence[int] = 224,
-    patch_size: int | Sequence[int] = 16,
-    channels: int = 3,
-    num_classes: int = 1000,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.1,
-    norm_epsilon: float = 1e-5,
-    kernel_size: int = 1,
-    num_frames: int = 8,
-    fc_drop_rate: float = 0.0,
-    init: Literal["official", "mamba"] = "official",
-    scan_backend: str = "auto",
-    use_checkpoint: bool = False,
-    checkpoint_num: int = 0,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> VideoMamba:
-    """VideoMamba-Tiny: 24 blocks of width 192, 7 million parameters; arguments as in `VideoMamba`."""
-    return VideoMamba(depth=24, embed_dim=192, **locals())
-
-
-def videomamba_small(
-    *,
-    img_size: int | Sequence[int] = 224,
-    patch_size: int | Sequence[int] = 16,
-    channels: int = 3,
-    num_classes: int = 1000,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.1,
-    norm_epsilon: float = 1e-5,
-    kernel_size: int = 1,
-    num_frames: int = 8,
-    fc_drop_rate: float = 0.0,
-    init: Literal["official", "mamba"] = "official",
-    scan_backend: str = "auto",
-    use_checkpoint: bool = False,
-    checkpoint_num: int = 0,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> VideoMamba:
-    """VideoMamba-Small: 24 blocks of width 384, 26 million parameters; arguments as in `VideoMamba`."""
-    return VideoMamba(depth=24, embed_dim=384, **locals())
-
-
-def videomamba_middle(
-    *,
-    img_size: int | Sequence[int] = 224,
-    patch_size: int | Sequence[int] = 16,
-    channels: int = 3,
-    num_classes: int = 1000,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.1,
-    norm_epsilon: float = 1e-5,
-    kernel_size: int = 1,
-    num_frames: int = 8,
-    fc_drop_rate: float = 0.0,
-    init: Literal["official", "mamba"] = "official",
-    scan_backend: str = "auto",
-    use_checkpoint: bool = False,
-    checkpoint_num: int = 0,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> VideoMamba:
-    """VideoMamba-Middle: 32 blocks of width 576, 74 million parameters; arguments as in `VideoMamba`."""
-    return VideoMamba(depth=32, embed_dim=576, **locals())
-
-
-def videomamba_base(
-    *,
-    img_size: int | Sequence[int] = 224,
-    patch_size: int | Sequence[int] = 16,
-    channels: int = 3,
-    num_classes: int = 1000,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.1,
-    norm_epsilon: float = 1e-5,
-    kernel_size: int = 1,
-    num_frames: int = 8,
-    fc_drop_rate: float = 0.0,
-    init: Literal["official", "mamba"] = "official",
-    scan_backend: str = "auto",
-    use_checkpoint: bool = False,
-    checkpoint_num: int = 0,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> VideoMamba:
-    """VideoMamba-Base: 24 blocks of width 768, 98 million parameters; arguments as in `VideoMamba`."""
-    return VideoMamba(depth=24, embed_dim=768, **locals())

@@ -16,6 +16,7 @@ from flexvideo.scan import ops as ops  # an exported program needs the operators
 from flexvideo.scan.reference import accumulation_dtype as accumulation_dtype
 from flexvideo.scan.registry import available_backends as available_backends
 from flexvideo.scan.registry import backend_for
+from flexvideo.scan.registry import check_name as check_name
 
 
 def selective_scan(

@@ -35,13 +35,25 @@ def backend_for(name: str, device: str, dtype: torch.dtype) -> ModuleType:
     return _loaded[_choose(name, device, dtype)]
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that no backend has; whether it can run here is another question.
+
+    Args:
+        name: "auto" or a name of `available_backends()`.
+
+    Raises:
+        ConfigError: an unknown name, listing those that are known.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise ConfigError(f"Unknown scan backend {name!r}; known: 'auto', {str(list(BACKENDS))[1:-1]}.")
+
+
 def _choose(name: str, device: str, dtype: torch.dtype) -> str:
+    check_name(name)
     if torch.onnx.is_in_onnx_export():
         chosen = "onnx"
     elif name == "auto":
         chosen = "reference" if dtype == torch.float64 else _preferred(device)
-    elif name not in BACKENDS:
-        raise ConfigError(f"Unknown scan backend {name!r}; known: 'auto', {str(list(BACKENDS))[1:-1]}.")
     elif why := reason(name):
         raise BackendError(f"The scan backend {name!r} cannot run here: {why} Use 'auto'.")
     else:
