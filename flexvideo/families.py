@@ -130,6 +130,40 @@ def grid_size(geometry: Geometry, stored: Any) -> Any:
     return as_stored(stored, geometry.grid)
 
 
+@dataclass(frozen=True)
+class KeptGrid:
+    """What a host with relative positions of one grid has for that grid, and for no other.
+
+    Args:
+        grid: rows and columns of tokens at the base.
+
+    Raises:
+        GeometryError: when the grid is another.
+    """
+
+    grid: tuple[int, int]
+
+    def __call__(self, geometry: Geometry, stored: Any) -> Any:
+        """Return what the host stores."""
+        if geometry.grid != self.grid:
+            raise GeometryError(
+                f"This model has relative positions for a grid of {self.grid[0]} x {self.grid[1]} tokens only, "
+                f"and cannot run {geometry.grid[0]} x {geometry.grid[1]}: use the policy static-tokens, or "
+                "frames of its own size."
+            )
+        return stored
+
+
+def rows_of_grid(geometry: Geometry, stored: int) -> int:
+    """Rows of tokens."""
+    return geometry.grid[0]
+
+
+def columns_of_grid(geometry: Geometry, stored: int) -> int:
+    """Columns of tokens."""
+    return geometry.grid[1]
+
+
 def frame_tokens(geometry: Geometry, stored: Any) -> int:
     """Tokens of one time step, class token not counted."""
     return geometry.grid[0] * geometry.grid[1]

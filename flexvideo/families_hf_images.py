@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from flexvideo.errors import UnsupportedModelError
-from flexvideo.families import conv_sizes, either_side, find, patch_size, register_family
+from flexvideo.families import (
+    columns_of_grid,
+    conv_sizes,
+    either_side,
+    find,
+    patch_size,
+    register_family,
+    rows_of_grid,
+)
 from flexvideo.families_hf import (
     bare_or_within,
     class_named,
@@ -178,16 +186,6 @@ def dinov3(host: nn.Module) -> Plan | None:
     """
     bare = ("DINOv3ViTModel", "DINOv3ViTBackbone")
     return bare_or_within(host, bare, ("DINOv3ViTForImageClassification",), _dinov3)
-
-
-def rows_of_grid(geometry: Geometry, stored: int) -> int:
-    """Rows of tokens."""
-    return geometry.grid[0]
-
-
-def columns_of_grid(geometry: Geometry, stored: int) -> int:
-    """Columns of tokens."""
-    return geometry.grid[1]
 
 
 def _dinov3(host: Any) -> Plan:

@@ -3,15 +3,17 @@
 See `flexvideo.families` for what an entry is.
 """
 
+import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from flexvideo.errors import GeometryError, UnsupportedModelError
-from flexvideo.families import SizeFree, cached_sizes, conv_sizes, find, register_family
+from flexvideo.families import SizeFree, cached_sizes, conv_sizes, find, grid_that_stays, register_family
 from flexvideo.families_hf import class_named
 from flexvideo.geometry import Base, Geometry, as_pair
 from flexvideo.plan import ClassRow, Plan, State, Table
@@ -26,8 +28,16 @@ def timm_vit(host: nn.Module) -> Plan | None:
 
     Source: timm, models/vision_transformer.py and models/deit.py.
     """
-    if not class_named(host, "timm.models", "VisionTransformer"):
-        return None
+    return _vit(host) if class_named(host, "timm.models", "VisionTransformer") else None
+
+
+def size_built_with(geometry: Geometry, stored: dict[str, Any]) -> dict[str, Any]:
+    """What timm says that a model was built with, changed as its own `set_input_size` changes it."""
+    sizes = {"img_size": (geometry.height, geometry.width)}
+    return stored | sizes | ({"patch_size": geometry.patch} if "patch_size" in stored else {})
+
+
+def _vit(host: nn.Module) -> Plan:
     image, sizes = find(host, "patch_embed.img_size"), conv_sizes(host, "patch_embed.proj")
     tokens = find(host, "patch_embed.num_patches")
     if find(host, "patch_embed.backbone") is not None or sizes is None or image is None:
@@ -42,6 +52,7 @@ def timm_vit(host: nn.Module) -> Plan | None:
     rows: tuple[ClassRow, ...] = () if table is None else ("first",) * (table.shape[1] - tokens)
     counts = ("num_prefix_tokens", "num_reg_tokens", "feature_info")
     entries = ("forward", "forward_features", "forward_intermediates", "get_intermediate_layers")
+    recorded = (name for name in ("_traits", "_model_args") if find(host, name) is not None)
     return Plan(
         base=base,
         patch_embeds=("patch_embed.proj",),
@@ -50,6 +61,65 @@ def timm_vit(host: nn.Module) -> Plan | None:
         entries=tuple(name for name in entries if hasattr(host, name)),
         layout="bchw",
         fixed=counts,
+        baked=tuple(State(name, size_built_with) for name in recorded),
+    )
+
+
+def rotary_at_grid(geometry: Geometry, method: Any) -> Callable[..., Tensor]:
+    """`get_embed` of a rotary embedding that was built for one grid, for another, as timm rebuilds it."""
+    return functools.partial(_embed_at, method, geometry.grid)
+
+
+def _embed_at(
+    method: Any, grid: tuple[int, int], shape: Any = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    rope = method.__self__
+    if shape is not None or grid == tuple(rope.feat_shape):
+        return method(shape, dtype)
+    if not hasattr(rope, "_build_embed_cat"):
+        return method(list(grid), dtype)
+    augment = rope.training and rope.aug_active
+    return rope._build_embed_cat(list(grid), rope.bands, dtype=dtype, augment=augment)
+
+
+@register_family("timm's Eva")
+def eva(host: nn.Module) -> Plan | None:
+    """EVA, EVA-02, DINOv3 and others of timm's class Eva: rotary positions, a table, or both.
+
+    Rotary positions at another grid are what timm's `set_input_size` makes them: counted on, or stretched
+    where the model says of which grid it was (`ref_feat_shape`), or stretched always (DINOv3).
+
+    Source: timm, models/eva.py and layers/pos_embed_sincos.py.
+    """
+    if not class_named(host, "timm.models", "Eva"):
+        return None
+    plan = _vit(host)
+    sizes = ("feat_shape", "ref_feat_shape", "pos_embed", "pos_embed_cached", "t_x", "t_y")
+    built = find(host, "rope.feat_shape") is not None  # else it is asked for the grid at hand
+    return replace(
+        plan,
+        state=(*plan.state, *((State("rope.get_embed", rotary_at_grid),) if built else ())),
+        fixed=(*plan.fixed, *(f"rope.{name}" for name in sizes)),
+    )
+
+
+@register_family("timm's BEiT")
+def beit(host: nn.Module) -> Plan | None:
+    """BEiT and BEiT v2 of timm: with relative positions, their grid stays; see BEiT of transformers.
+
+    Source: timm, models/beit.py.
+    """
+    if not class_named(host, "timm.models", "Beit"):
+        return None
+    plan = _vit(host)
+    owners = [
+        path for path, _ in host.named_modules() if find(host, f"{path}.relative_position_index") is not None
+    ]
+    built_with = ("relative_position_index", "relative_position_bias_table", "window_area")
+    return replace(
+        plan,
+        state=(*plan.state, *(State(f"{owner}.window_size", grid_that_stays) for owner in owners)),
+        fixed=(*plan.fixed, *(f"{owner}.{name}" for owner in owners for name in built_with)),
     )
 
 

@@ -9,7 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flexvideo.families import conv_sizes, find, grid_size, register_family, step_count
+from flexvideo.families import (
+    conv_sizes,
+    either_side,
+    find,
+    grid_size,
+    patch_size,
+    register_family,
+    step_count,
+)
 from flexvideo.families_hf import class_named
 from flexvideo.geometry import Base, Geometry
 from flexvideo.plan import Plan, State, Table
@@ -43,6 +51,26 @@ def mvit(host: nn.Module) -> Plan | None:
         ),
         channels=conv.in_channels,
         fixed=tuple(name for name, _ in host.named_parameters() if ".rel_pos_" in name),
+    )
+
+
+@register_family("torchvision's ViT")
+def vit(host: nn.Module) -> Plan | None:
+    """ViT: one number for both sides of a patch, which it divides by.
+
+    Source: torchvision, models/vision_transformer.py.
+    """
+    sizes = conv_sizes(host, "conv_proj")
+    if not class_named(host, "torchvision.models", "VisionTransformer") or sizes is None:
+        return None
+    side = find(host, "image_size")
+    return Plan(
+        base=Base(None, side, side, sizes[0]),
+        patch_embeds=("conv_proj",),
+        tables=(Table("encoder.pos_embedding", axes="space", class_rows=("first",)),),
+        state=(State("image_size", either_side), State("patch_size", patch_size)),
+        layout="bchw",
+        fixed=("seq_length",),  # read when it is built only
     )
 
 

@@ -5,12 +5,12 @@ The facts of each are in the file that its docstring names; see `flexvideo.famil
 
 import math
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 
 from flexvideo.errors import GeometryError, UnsupportedModelError
 from flexvideo.families import (
+    KeptGrid,
     SizeFree,
     cached_sizes,
     conv_sizes,
@@ -183,20 +183,6 @@ def cast(host: nn.Module) -> Plan | None:
     )
 
 
-def grid_that_stays(geometry: Geometry, stored: Any) -> Any:
-    """Rows and columns of tokens, for a host with relative positions of one grid.
-
-    Raises:
-        GeometryError: when the grid is another.
-    """
-    if geometry.grid != tuple(stored):
-        raise GeometryError(
-            f"This model has relative positions for a grid of {stored[0]} x {stored[1]} tokens only, and "
-            f"cannot run {geometry.grid[0]} x {geometry.grid[1]}: use the policy static-tokens, or temporal."
-        )
-    return stored
-
-
 @register_family("EVL")
 def evl(host: nn.Module) -> Plan | None:
     """EVL: a decoder over the frames that CLIP encodes; with cross attention, of one grid.
@@ -232,7 +218,7 @@ def evl(host: nn.Module) -> Plan | None:
         ),
         state=(
             State("backbone.patch_embed.patch_size", patch_size),
-            *(State(f"{layer}.spatial_size", grid_that_stays) for layer in attention),
+            *(State(f"{layer}.spatial_size", KeptGrid(tuple(grid))) for layer in attention),
         ),
         fixed=(
             "backbone.num_patches",  # read when it is built only
