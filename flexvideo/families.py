@@ -147,9 +147,9 @@ class KeptGrid:
         """Return what the host stores."""
         if geometry.grid != self.grid:
             raise GeometryError(
-                f"This model has relative positions for a grid of {self.grid[0]} x {self.grid[1]} tokens only, "
-                f"and cannot run {geometry.grid[0]} x {geometry.grid[1]}: use the policy static-tokens, or "
-                "frames of its own size."
+                f"This model has relative positions for a grid of {self.grid[0]} x {self.grid[1]} tokens "
+                f"only, and cannot run {geometry.grid[0]} x {geometry.grid[1]}: use the policy static-tokens, "
+                "or frames of its own size."
             )
         return stored
 

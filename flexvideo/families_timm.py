@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flexvideo.errors import GeometryError, UnsupportedModelError
-from flexvideo.families import SizeFree, cached_sizes, conv_sizes, find, grid_that_stays, register_family
+from flexvideo.families import KeptGrid, SizeFree, cached_sizes, conv_sizes, find, register_family
 from flexvideo.families_hf import class_named
 from flexvideo.geometry import Base, Geometry, as_pair
 from flexvideo.plan import ClassRow, Plan, State, Table
@@ -112,13 +112,12 @@ def beit(host: nn.Module) -> Plan | None:
     if not class_named(host, "timm.models", "Beit"):
         return None
     plan = _vit(host)
-    owners = [
-        path for path, _ in host.named_modules() if find(host, f"{path}.relative_position_index") is not None
-    ]
-    built_with = ("relative_position_index", "relative_position_bias_table", "window_area")
+    index = "relative_position_index"
+    owners = [path for path, _ in host.named_modules() if find(host, f"{path}.{index}") is not None]
+    built_with = ("relative_position_bias_table", "window_size", "window_area")
     return replace(
         plan,
-        state=(*plan.state, *(State(f"{owner}.window_size", grid_that_stays) for owner in owners)),
+        state=(*plan.state, *(State(f"{owner}.{index}", KeptGrid(plan.base.grid)) for owner in owners)),
         fixed=(*plan.fixed, *(f"{owner}.{name}" for owner in owners for name in built_with)),
     )
 

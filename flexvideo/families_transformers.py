@@ -218,7 +218,7 @@ def evl(host: nn.Module) -> Plan | None:
         ),
         state=(
             State("backbone.patch_embed.patch_size", patch_size),
-            *(State(f"{layer}.spatial_size", KeptGrid(tuple(grid))) for layer in attention),
+            *(State(f"{layer}.spatial_size", KeptGrid((grid[0], grid[1]))) for layer in attention),
         ),
         fixed=(
             "backbone.num_patches",  # read when it is built only
