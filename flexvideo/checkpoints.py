@@ -15,6 +15,7 @@ from flexvideo.description import Description, description
 from flexvideo.errors import CheckpointError, CheckpointWarning, ConfigError, UnsupportedModelError
 from flexvideo.modelconfig import UNSEEN, ModelConfig, agree, parse_config
 from flexvideo.models import VideoMamba
+from flexvideo.models.videomamba import PatchEmbed
 from flexvideo.policy import Policy
 from flexvideo.resample import Rule
 from flexvideo.sources import HEADER_KEY, Remote, Source, locate, read
@@ -200,8 +201,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if path.suffix == ".safetensors":
         write_safetensors(path, model.state_dict(), text={HEADER_KEY: text})
         return
-    if forgotten := flexing(model):
-        message = f"{path} is a bare state dict: it does not record {forgotten}."
+    if forgotten := flexing(model) | _size_not_told(model):
+        message = f"{path} is a bare state dict: it does not record {forgotten}; .safetensors does."
         warnings.warn(message, CheckpointWarning, stacklevel=2)
     write_pickle(path, model.state_dict())
 
@@ -242,6 +243,15 @@ def config_text(model: nn.Module) -> str:
 def flexing(model: nn.Module) -> dict[str, Any]:
     """Policy and rule of a flexible model; empty for a plain one."""
     return {} if flex_within(model) is None else flex_config(model)
+
+
+def _size_not_told(model: nn.Module) -> dict[str, Any]:
+    """The frame size, where `load` would read another one or none off the shapes of the tensors."""
+    embed = model.get_submodule("patch_embed")
+    assert isinstance(embed, PatchEmbed)
+    height, width = embed.patch_size
+    told = {(side * height, side * width) for side in embed.grid_size}
+    return {} if told == {embed.img_size} else {"img_size": embed.img_size}
 
 
 def _build(

@@ -110,6 +110,17 @@ def test_a_bare_state_dict_says_that_it_forgets_the_policy(tmp_path):
     assert list(state) == list(model.state_dict())
 
 
+@pytest.mark.parametrize("size", [(72, 128), (64, 128), (33, 33), (32, 35)])
+def test_a_bare_state_dict_says_that_it_forgets_a_size(tmp_path, size):
+    """9 x 16 patches could be 12 x 12, those of 64 x 128 are no square, and a remainder leaves no trace."""
+    model = build(img_size=size)
+    expected = rf"m\.pth is a bare state dict: it does not record {{'img_size': \({size[0]}, {size[1]}\)}}; "
+    with pytest.warns(CheckpointWarning, match=expected + r"\.safetensors does"):
+        save(model, tmp_path / "m.pth")
+    save(model, tmp_path / "m.safetensors")
+    assert load(tmp_path / "m.safetensors").patch_embed.img_size == size
+
+
 def test_dtype_and_device(tmp_path):
     save(build(), tmp_path / "m.safetensors")
     model = load(tmp_path / "m.safetensors", dtype=torch.float64, device="cpu")
