@@ -48,7 +48,7 @@ class SourceFacts:
         fold: which of the official divisions into splits, where there are several.
         clips: how many.
         classes: how many.
-        digest: SHA-256 over what they are called, their classes, and the sizes of their files; of drawn
+        digest: SHA-256 over what the set calls them, their classes, and the sizes of their files; of drawn
             ones, over some that were drawn small.
     """
 
@@ -92,11 +92,11 @@ def facts_of_source(source: ClipSource) -> SourceFacts:
     """
     digest = hashlib.sha256("\n".join(source.classes).encode())
     for index, label in enumerate(source.labels):
-        digest.update(f"\n{source.identify(index)} {label}".encode())
-        if isinstance(source, VideoSource):
+        digest.update(f"\n{label}".encode())
+        if isinstance(source, VideoSource):  # not its path: the set may lie elsewhere on another machine
             record, file = source.videos[index], Path(source.identify(index))
             size = file.stat().st_size if file.is_file() else None
-            digest.update(f" {record.start} {record.end} {size}".encode())
+            digest.update(f" {record.id} {record.start} {record.end} {size}".encode())
     if not isinstance(source, VideoSource):
         for index in {len(source) * part // _TRIED for part in range(_TRIED)} if len(source) else ():
             digest.update(source.read(index, frames=2, size=16).contiguous().numpy().tobytes())

@@ -101,6 +101,7 @@ def fit_probe(
         ConfigError: nothing can be held out to choose on.
 
     Example:
+        >>> import torch
         >>> x, labels = torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5)
         >>> fit_probe(x, labels, classes=4).scores(torch.eye(4)).argmax(1)
         tensor([0, 1, 2, 3])

@@ -1,0 +1,149 @@
+"""Results side by side: by task, data set, model and cell; refused where they do not compare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flexvideo.errors import ConfigError
+from flexvideo.evaluate.bootstrap import Estimate, estimate
+from flexvideo.evaluate.grid import Cell, Cost
+from flexvideo.evaluate.results import CellResult, Result
+
+Key = tuple[str, str, str]  # task, data set, model
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of one model at one cell.
+
+    Args:
+        value: the average over runs, in percent.
+        spread: standard deviation over runs, in percent; None of a single one.
+        runs: how many results of different weights there are.
+    """
+
+    value: float
+    spread: float | None
+    runs: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f}" + ("" if self.spread is None else f" ± {self.spread:.1f}")
+
+
+class Board:
+    """Look up results by task, data set, model and cell; the orders are those in which they were given.
+
+    Args:
+        results: those of one task, data set and name are runs of one model, or parts of its grid.
+        metric: which of their metrics.
+
+    Raises:
+        ConfigError: no results, one without the metric, or two that cannot stand in one table: other queries,
+            another protocol, or the same cell twice.
+    """
+
+    def __init__(self, results: Sequence[Result], *, metric: str = "top1") -> None:
+        if not results:
+            raise ConfigError("A table needs at least one result.")
+        self.metric = metric
+        self.runs: dict[Key, dict[Cell, dict[str, CellResult]]] = {}
+        self.models: dict[str, Result] = {}
+        self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
+        first: dict[tuple[str, str], Result] = {}
+        for result in results:
+            place = (result.task, result.data)
+            _require_alike(first.setdefault(place, result), result)
+            self._labels[place] = result.labels
+            self.models.setdefault(result.name, result)
+            self._add(result)
+        self.places = tuple(first)
+        self.tasks = tuple(dict.fromkeys(task for task, _ in first))
+        self.names = tuple(self.models)
+
+    def _add(self, result: Result) -> None:
+        cells = self.runs.setdefault((result.task, result.data, result.name), {})
+        for cell in result.cells:
+            if self.metric not in cell.metrics:
+                raise ConfigError(
+                    f"{result.name!r} has no metric {self.metric!r} for {result.task} on {result.data}; it "
+                    f"has: {', '.join(cell.metrics)}."
+                )
+            run = f"{result.model.weights} {result.model.policy} {result.model.rule}"
+            if run in (there := cells.setdefault(cell.cell, {})):
+                raise ConfigError(
+                    f"Two results of {result.name!r} for {result.task} on {result.data} have the same "
+                    f"weights at {cell.cell}: give one of them, or another name."
+                )
+            there[run] = cell
+
+    def cells(self, task: str, data: str, name: str | None = None) -> list[Cell]:
+        """Cells of one model, or of all, sorted."""
+        found = (self.runs.get((task, data, each), {}) for each in ((name,) if name else self.names))
+        return sorted(
+            {cell for cells in found for cell in cells}, key=lambda c: (c.patch or 0, c.frames, c.size)
+        )
+
+    def sets(self, task: str) -> list[str]:
+        """Data sets of a task."""
+        return [data for other, data in self.places if other == task]
+
+    def sizes(self, task: str) -> list[int]:
+        """Frame sizes of a task, over all data sets and models."""
+        return sorted({cell.size for data in self.sets(task) for cell in self.cells(task, data)})
+
+    def lines(self, task: str, data: str, name: str | None = None) -> list[tuple[int | None, int]]:
+        """Pairs of patch and frame count of one model, or of all."""
+        return list(dict.fromkeys((cell.patch, cell.frames) for cell in self.cells(task, data, name)))
+
+    def score(self, task: str, data: str, name: str, cell: Cell) -> Score | None:
+        """A metric in percent; None where it was not measured."""
+        found = self._found(task, data, name, cell)
+        if not found:
+            return None
+        values = [100 * each.metrics[self.metric].value for each in found]
+        return Score(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+    def cost(self, task: str, data: str, name: str, cell: Cell) -> Cost | None:
+        """What a cell costs; None where it was not measured."""
+        found = self._found(task, data, name, cell)
+        return found[0].cost if found else None
+
+    def difference(self, task: str, data: str, name: str, reference: str, cell: Cell) -> Estimate | None:
+        """How many points of top-1 a model is above another, query by query, with its interval.
+
+        Of several runs, each query counts by the part of them that were right. With the metric "balanced" the
+        classes weigh alike.
+        """
+        one, other = (self._found(task, data, each, cell) for each in (name, reference))
+        if not one or not other:
+            return None
+        labels = torch.tensor(self._labels[task, data]) if self.metric == "balanced" else None
+        found = estimate(_right(one) - _right(other), labels=labels)
+        return Estimate(100 * found.value, 100 * found.low, 100 * found.high)
+
+    def _found(self, task: str, data: str, name: str, cell: Cell) -> list[CellResult]:
+        return list(self.runs.get((task, data, name), {}).get(cell, {}).values())
+
+
+def _right(found: list[CellResult]) -> Float[Tensor, " n"]:
+    hits = [torch.tensor([hit == "1" for hit in each.hits], dtype=torch.float64) for each in found]
+    return torch.stack(hits).mean(0)
+
+
+def _require_alike(one: Result, other: Result) -> None:
+    where = f"{one.name!r} and {other.name!r} for {one.task} on {one.data}"
+    if (one.queries.digest, one.labels) != (other.queries.digest, other.labels):
+        raise ConfigError(
+            f"{where} were measured on other clips ({len(one.labels):,} of {one.queries.split} and "
+            f"{len(other.labels):,} of {other.queries.split}), so they cannot stand in one table."
+        )
+    for key in {**one.protocol, **other.protocol}:
+        if one.protocol.get(key) != other.protocol.get(key):
+            raise ConfigError(
+                f"{where} differ in their protocol, so they cannot stand in one table: {key} is "
+                f"{one.protocol.get(key)} and {other.protocol.get(key)}."
+            )
