@@ -148,7 +148,7 @@ class KeptGrid:
         if geometry.grid != self.grid:
             raise GeometryError(
                 f"This model has relative positions for a grid of {self.grid[0]} x {self.grid[1]} tokens "
-                f"only, and cannot run {geometry.grid[0]} x {geometry.grid[1]}: use the policy static-tokens, "
+                f"only, and cannot run {geometry.grid[0]} x {geometry.grid[1]}: use the policy static-tokens "
                 "or frames of its own size."
             )
         return stored

@@ -13,11 +13,14 @@ from flexvideo.families import (
     KeptGrid,
     SizeFree,
     cached_sizes,
+    clip_tokens,
     conv_sizes,
     find,
     frame_count,
+    frame_tokens,
     patch_size,
     register_family,
+    rows_of_grid,
 )
 from flexvideo.geometry import Base, Geometry, as_pair
 from flexvideo.plan import Plan, State, Table
@@ -83,6 +86,16 @@ def aim(host: nn.Module) -> Plan | None:
         state=tuple(State(f"{owner}num_frames", frame_count) for owner in owners),
         fixed=("input_resolution",),  # read when it is built only
     )
+
+
+def frame_height(geometry: Geometry, stored: int) -> int:
+    """Height in pixels."""
+    return geometry.height
+
+
+def frame_width(geometry: Geometry, stored: int) -> int:
+    """Width in pixels."""
+    return geometry.width
 
 
 def steps_of_squares(geometry: Geometry, stored: int) -> int:
@@ -224,4 +237,68 @@ def evl(host: nn.Module) -> Plan | None:
             "backbone.num_patches",  # read when it is built only
             *(f"{layer}.{name}" for layer in attention for name in ("w1", "w2", "idx_tensor")),
         ),
+    )
+
+
+def side_of_grid(geometry: Geometry, stored: int) -> int:
+    """Rows of tokens, for a host that takes the grid for a square one of so many.
+
+    Raises:
+        GeometryError: when there are not as many rows as columns.
+    """
+    steps_of_squares(geometry, stored)
+    return geometry.grid[0]
+
+
+@register_family("V-JEPA 2")
+def vjepa2(host: nn.Module) -> Plan | None:
+    """V-JEPA 2's encoder, for clips or images: rotary positions, or a table of sines for the whole clip.
+
+    Its layers are handed the grid with `handle_nonsquare_inputs`, and else take it for the square one that
+    they were built with. Rotary positions are counted on. By itself the model resizes its table linearly, and
+    cuts it short for fewer frames.
+
+    Source: facebookresearch/vjepa2, src/models/vision_transformer.py and src/models/utils/modules.py.
+    """
+    conv, height, width = find(host, "patch_embed.proj"), find(host, "img_height"), find(host, "img_width")
+    sizes, handed = conv_sizes(host, "patch_embed.proj"), find(host, "handle_nonsquare_inputs")
+    if sizes is None or handed is None or not isinstance(height, int) or not isinstance(width, int):
+        return None
+    video = isinstance(conv, nn.Conv3d)
+    base = Base(find(host, "num_frames") if video else None, height, width, *sizes)
+    layers = [f"blocks.{index}.attn.grid_size" for index in range(len(find(host, "blocks")))]
+    names = (("img_height", frame_height), ("img_width", frame_width), ("patch_size", patch_size))
+    return Plan(
+        base=base,
+        patch_embeds=("patch_embed.proj",),
+        tables=(Table("pos_embed", axes="joint" if video else "space"),)
+        if find(host, "pos_embed") is not None
+        else (),
+        state=(
+            *(State(name, value) for name, value in names),
+            State("num_patches", clip_tokens if video else frame_tokens),
+            *((State("num_frames", frame_count),) if video else ()),
+            *cached_sizes(host, "patch_embed", base),
+            *(
+                State(layer, rows_of_grid if handed else side_of_grid)
+                for layer in layers
+                if find(host, layer) is not None
+            ),
+        ),
+        layout="bcthw" if video else "bchw",
+    )
+
+
+@register_family("SlowFast's MViT")
+def slowfast_mvit(host: nn.Module) -> Plan | None:
+    """MViT as SlowFast has it, which torchvision has too.
+
+    Source: facebookresearch/SlowFast, slowfast/models/video_model_builder.py.
+    """
+    parts = ("patch_dims", "patch_stride", "cls_embed_on", "sep_pos_embed")
+    if any(find(host, part) is None for part in parts):
+        return None
+    raise UnsupportedModelError(
+        f"{type(host).__name__} of SlowFast cannot flex, because its forward takes a list of pathways and no "
+        "clip: use torchvision's MViT, which flexes."
     )

@@ -1,7 +1,7 @@
 """Cases of `flexvideo.families_hf`, `families_timm` and `families_torchvision`, on the packages."""
 
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -43,7 +43,11 @@ def fill(**tables: Tensor) -> Callable[[Any], None]:
 
 
 def checked(name: str) -> str:
-    return f"{name} {version(name)}"
+    """Name and version of a package; its name alone where it is not installed: its tests are skipped."""
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return name
 
 
 # transformers
@@ -88,6 +92,15 @@ def every_second_masked(model: Any, clip: Tensor, **options: Any) -> Tensor:
     return model(clip, bool_masked_pos=mask, **options).logits
 
 
+def unmasked(model: Any, clip: Tensor, **options: Any) -> Tensor:
+    """All tokens in their own order, which noise decides on."""
+    rows, columns = clip.shape[2] // PATCH, clip.shape[3] // PATCH
+    if "_flex" in vars(model):
+        plan, patch = fv.plan_for(model), options.get("patch")
+        rows, columns = model._flex.policy.geometry(plan.base, 1, *clip.shape[2:], patch).grid
+    return model(clip, noise=torch.arange(float(rows * columns)).expand(len(clip), -1), **options)[0]
+
+
 def visible_then_masked(tokens: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
     return tokens.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1), tokens[:0]
 
@@ -98,27 +111,30 @@ def with_registers(tokens: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
 
 def hf_image(name: str, model: str, config: str, prefix: str = "", **options: Any) -> Case:
     """A ViT of transformers: its table has a row for the class token, and none for registers."""
-    registers = options.pop("registers", False)
-    table = f"{prefix}__embeddings__position_embeddings".lstrip("_")
-    cls = torch.cat((marks(1), torch.zeros(4, 4))) if registers else marks(1)
+    registers, count = options.pop("registers", False), options.pop("class_tokens", 1)
+    table = f"{prefix}__embeddings__{options.pop('table', 'position_embeddings')}".lstrip("_")
+    cls = torch.cat((marks(count), torch.zeros(4, 4))) if registers else marks(count)
+    places = tuple(range(count))
     probe = Probe(
-        fill(**{table: space_table(*GRID, DIM, cls=(0,))}),
-        f"{prefix}.embeddings.dropout".lstrip("."),
+        fill(**{table: space_table(*GRID, DIM, cls=places)}),
+        f"{prefix}.{options.pop('at', 'embeddings.dropout')}".lstrip("."),
         "rc",
-        with_registers if registers else first,
+        with_registers if registers else lambda tokens, geometry: in_order(tokens, geometry, cls=places),
         lambda _: cls,
     )
     return Case(
         f"{name} (transformers)",
         hf(model, config, **options.pop("settings", {})),
-        f"{name} of transformers".replace(" with registers", "").replace(", backbone", ""),
+        options.pop("family", f"{name} of transformers")
+        .replace(" with registers", "")
+        .replace(", backbone", ""),
         (1, IMAGE, IMAGE),
         IMAGES,
         6,
-        "patch kernel, table",
+        options.pop("flexes", "patch kernel, table"),
         layout="bchw",
         checked=checked("transformers"),
-        probes=(probe,),
+        probes=(probe,) if options.pop("probed", True) else (),
         **{"call": output, **options},
     )
 
@@ -148,6 +164,13 @@ DECODER = {
     **{"patch_size": 4, "decoder_hidden_size": 12, "decoder_num_attention_heads": 2},
     **{"decoder_num_hidden_layers": 1, "decoder_intermediate_size": 12},
 }
+VIT_LIKE = "DeiT, MSN, MAE, I-JEPA of transformers"
+CLIP = {"table": "position_embedding__weight", "at": "pre_layrnorm"}
+CLIP |= {"family": "CLIP, SigLIP of transformers"}
+NO_SIZES = dict.fromkeys(HF)
+TEXT = {"hidden_size": DIM, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+TOWERS = {**NO_SIZES, "vision_config": HF, "text_config": {**TEXT, "vocab_size": 50_000}}
+X_CLIP = {"num_frames": 2, "mit_hidden_size": DIM, "mit_num_attention_heads": 2}
 TRANSFORMERS = [
     hf_image("ViT", "ViTForImageClassification", "ViTConfig", "vit", call=by_keyword),
     hf_image("DINOv2", "Dinov2ForImageClassification", "Dinov2Config", "dinov2"),
@@ -165,6 +188,58 @@ TRANSFORMERS = [
         registers=True,
         settings={"num_register_tokens": 4},
     ),
+    hf_image("DeiT", "DeiTForImageClassification", "DeiTConfig", "deit", class_tokens=2, family=VIT_LIKE),
+    hf_image("MSN", "ViTMSNForImageClassification", "ViTMSNConfig", "vit", family=VIT_LIKE),
+    hf_image(
+        "I-JEPA", "IJepaForImageClassification", "IJepaConfig", "ijepa", class_tokens=0, family=VIT_LIKE
+    ),
+    hf_image(
+        "MAE's encoder",
+        "ViTMAEModel",
+        "ViTMAEConfig",
+        at="layers.0",
+        family=VIT_LIKE,
+        settings={"mask_ratio": 0.0},
+        call=unmasked,
+    ),
+    hf_image(
+        "BEiT",
+        "BeitForImageClassification",
+        "BeitConfig",
+        "beit",
+        settings={"use_absolute_position_embeddings": True},
+    ),
+    hf_image(
+        "BEiT, relative positions",
+        "BeitForImageClassification",
+        "BeitConfig",
+        family="BEiT of transformers",
+        settings={"use_relative_position_bias": True},
+        flexes="patch kernel",
+        notes="square patches; resizes its relative tables itself, linearly, also when baked",
+        square_patch=True,
+        probed=False,
+    ),
+    hf_image(
+        "DINOv3",
+        "DINOv3ViTModel",
+        "DINOv3ViTConfig",
+        flexes="patch kernel",
+        notes="rotary positions span every frame alike",
+        settings={"num_register_tokens": 4},
+        probed=False,
+    ),
+    hf_image("CLIP", "CLIPForImageClassification", "CLIPConfig", "vision_model", **CLIP, settings=TOWERS),
+    hf_image(
+        "SigLIP",
+        "SiglipForImageClassification",
+        "SiglipConfig",
+        "vision_model",
+        class_tokens=0,
+        **(CLIP | {"at": "encoder.layers.0"}),
+        settings={**NO_SIZES, "vision_config": HF},
+    ),
+    hf_image("X-CLIP, frames", "XCLIPVisionModel", "XCLIPVisionConfig", **CLIP, settings=X_CLIP),
     hf_video(
         "VideoMAE",
         "VideoMAEForVideoClassification",
@@ -255,7 +330,16 @@ def timm_vit(**options: Any) -> Callable[[], nn.Module]:
     return lambda: package("timm.models.vision_transformer").VisionTransformer(**(TIMM | options))
 
 
-def timm_case(name: str, cls: int, *, rows: bool = True, make: Any = None, **options: Any) -> Case:
+def timm_case(
+    name: str,
+    cls: int,
+    *,
+    rows: bool = True,
+    make: Any = None,
+    family: str = "timm's ViT",
+    probed: bool = True,
+    **options: Any,
+) -> Case:
     """A ViT of timm with so many class and register tokens, whose table has rows for all of them or none."""
     at = tuple(range(cls))
     probe = Probe(
@@ -268,15 +352,24 @@ def timm_case(name: str, cls: int, *, rows: bool = True, make: Any = None, **opt
     return Case(
         f"{name} (timm)",
         make or timm_vit(**options),
-        "timm's ViT",
+        family,
         (1, IMAGE, IMAGE),
         IMAGES,
         6,
-        "patch kernel, table",
+        "patch kernel, table" if probed else "patch kernel",
         layout="bchw",
+        notes="" if family != "timm's Eva" else "rotary positions as by its set_input_size",
         checked=checked("timm"),
-        probes=(probe,),
+        probes=(probe,) if probed else (),
     )
+
+
+def eva(**options: Any) -> Callable[[], nn.Module]:
+    return lambda: package("timm.models.eva").Eva(**(TIMM | options))
+
+
+def beit() -> nn.Module:
+    return package("timm.models.beit").Beit(**TIMM, use_abs_pos_emb=True)
 
 
 def distilled() -> nn.Module:
@@ -327,6 +420,22 @@ TIMM_AND_HIERA = [
     timm_case("ViT, no class token", 0, class_token=False, global_pool="avg"),
     timm_case("DeiT, distilled", 2, make=distilled),
     timm_case("FlexiViT", 1, rows=False, make=flexivit),
+    timm_case("EVA-02", 1, make=eva(use_rot_pos_emb=True, ref_feat_shape=4), family="timm's Eva"),
+    timm_case("EVA, mixed RoPE", 1, make=eva(use_rot_pos_emb=True, rope_type="mixed"), family="timm's Eva"),
+    timm_case(
+        "DINOv3",
+        5,
+        make=eva(
+            use_rot_pos_emb=True,
+            rope_type="dinov3",
+            use_abs_pos_emb=False,
+            num_reg_tokens=4,
+            dynamic_img_size=True,
+        ),
+        family="timm's Eva",
+        probed=False,
+    ),
+    timm_case("BEiT", 1, make=beit, family="timm's BEiT"),
     hiera_case(
         "Hiera, video",
         Probe(
@@ -380,7 +489,34 @@ def swin3d() -> nn.Module:
     return module.SwinTransformer3d([2, 4, 4], 4, [2, 2], [1, 2], [2, 7, 7], num_classes=5)
 
 
+def tv_vit() -> nn.Module:
+    model = package("torchvision.models.vision_transformer")
+    return model.VisionTransformer(IMAGE, PATCH, 1, 2, DIM, 32, num_classes=5)
+
+
 TORCHVISION = [
+    Case(
+        "ViT (torchvision)",
+        tv_vit,
+        "torchvision's ViT",
+        (1, IMAGE, IMAGE),
+        IMAGES,
+        6,
+        "patch kernel, table",
+        layout="bchw",
+        notes="square patches",
+        checked=checked("torchvision"),
+        probes=(
+            Probe(
+                fill(encoder__pos_embedding=space_table(*GRID, DIM, cls=(0,))),
+                "encoder.dropout",
+                "rc",
+                first,
+                lambda _: marks(1),
+            ),
+        ),
+        square_patch=True,
+    ),
     Case(
         "MViT v1 (torchvision)",
         lambda: mvit(relative=False),

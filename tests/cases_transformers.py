@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from cases import Case, Probe, marks, space_table, time_table
+from cases import Case, Probe, joint_table, marks, space_table, time_table
 from cases_packages import fill
-from cases_ssm import by_place
-from standins import attention
+from cases_ssm import by_place, in_order
+from standins import attention, jepa
 from standins.parts import DIM, FRAMES, IMAGE, PATCH
 
 BASE = (FRAMES, IMAGE, IMAGE)
@@ -60,6 +60,38 @@ CASES = [
         "EVL",
         "patch kernel (Linear), both tables",
         notes="a frozen backbone must be taken out of its list",
+    ),
+]
+CASES += [
+    case(
+        "V-JEPA 2",
+        jepa.VJEPA2,
+        "V-JEPA 2",
+        "patch kernel",
+        notes="square patches; rotary positions count the tokens of the clip",
+        square_patch=True,
+    ),
+    case(
+        "V-JEPA 2, table",
+        lambda: jepa.VJEPA2(rope=False),
+        "V-JEPA 2",
+        "patch kernel, joint table",
+        Probe(fill(pos_embed=joint_table(FRAMES // 2, *GRID, DIM)), "blocks.0", "trc", in_order),
+        notes="square patches",
+        square_patch=True,
+    ),
+    Case(
+        "V-JEPA 2, images",
+        lambda: jepa.VJEPA2(rope=False, frames=1),
+        "V-JEPA 2",
+        (1, IMAGE, IMAGE),
+        tuple((1, *size[1:]) for size in SIZES),
+        6,
+        "patch kernel, table",
+        layout="bchw",
+        notes="square patches",
+        probes=(Probe(fill(pos_embed=FRAME[1:]), "blocks.0", "rc", in_order),),
+        square_patch=True,
     ),
 ]
 SIZE_FREE = {"UniFormer": attention.UniFormer, "Video Swin, Omnivore": attention.Omnivore}

@@ -2,16 +2,31 @@
 
 import functools
 import importlib
+import importlib.util
 import warnings
 from types import ModuleType
 
+import pytest
 import torch
 
 
-@functools.cache
+def installed(name: str) -> bool:
+    """Whether there is a package of this name, or the one that has this module."""
+    return importlib.util.find_spec(name.partition(".")[0]) is not None
+
+
 def package(name: str) -> ModuleType:
-    """Import a package; torchvision first, which transformers and timm import where it is installed."""
-    _torchvision()
+    """Import a package or a module of one; where it is not installed, the test is skipped and says so."""
+    if not installed(name):
+        pytest.skip(f"{name.partition('.')[0]} is not installed", allow_module_level=True)
+    return _imported(name)
+
+
+@functools.cache
+def _imported(name: str) -> ModuleType:
+    """Torchvision comes first, which transformers and timm import where it is installed."""
+    if installed("torchvision"):
+        _torchvision()
     with warnings.catch_warnings():
         # hiera names a module of timm by its former path.
         warnings.filterwarnings("ignore", "Importing from timm.models.layers", FutureWarning)
