@@ -74,9 +74,16 @@ def test_pairs_that_point_away_from_each_other():
     assert "a and b" in example("03_features_of_a_folder").most_alike(["a", "b"], features[:2])
 
 
+def test_save_and_share(tmp_path, capsys):
+    example("04_save_and_share").main(str(tmp_path), steps=2)
+    assert "flex-all, ('run', 'jump'), same bits: True" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+
+
 def test_every_example_is_tested():
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == [
         "01_any_clip",
         "02_your_own_model",
         "03_features_of_a_folder",
+        "04_save_and_share",
     ]

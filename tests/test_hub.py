@@ -6,7 +6,9 @@ import inspect
 import json
 import logging
 import os
+import re
 import resource
+import runpy
 import signal
 import struct
 import subprocess
@@ -833,6 +835,31 @@ def test_an_upload_that_breaks_leaves_the_repository_as_it_was(hub, published, f
     with pytest.raises(HubError, match=r"^writer/mine \(upload\): http.* refuses \(status 400\)\.$"):
         flexible.push_to_hub("writer/mine", token=WRITER)
     assert hub.repos["writer/mine"].refs["main"] == published
+
+
+def test_the_readme_does_what_it_says(hub, flexible, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no_token").write_text(WRITER)
+    weights = bare(build(), tmp_path / "w.pth")
+    hub.add("me/my-flexible-videomamba", saved(flexible, tmp_path / "m"))
+    hub.add("OpenGVLab/VideoMamba", {"videomamba_m16_k400_mask_ft_f16_res224.pth": weights, "x.pth": b""})
+    hub.add("owner/name", {"weights.pth": weights, "optimizer.pt": b""})
+    section = (ROOT / "README.md").read_text().partition("## Weights on the Hub")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```py\n(.*?)```", section, flags=re.DOTALL)
+    assert len(blocks) == 3
+    scope = {"fv": fv, "json": json, "Path": Path, "other_model": flexible, "copy": build()}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), scope)
+    assert fv.flex_config(scope["copy"]) == fv.flex_config(flexible)
+    assert len(hub.repos["me/my-flexible-videomamba"].commits) == 2
+
+
+def test_the_example_goes_to_the_hub_and_back(hub, tmp_path, capsys):
+    (tmp_path / "no_token").write_text(WRITER)
+    runpy.run_path(str(ROOT / "examples/04_save_and_share.py"))["main"](str(tmp_path / "m"), "writer/m", 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"pushed: {hub.url}/writer/m/commit/")
+    assert re.match(r"writer/m@\w{40}/model\.safetensors: flex-all, .* same bits: True", lines[2])
 
 
 # Another process, by one line

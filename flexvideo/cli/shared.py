@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -120,8 +121,11 @@ def device_of(options: Options) -> torch.device:
 def load_model(
     options: Options, *, policy: str | None = None, device: torch.device | str | None = None
 ) -> VideoMamba:
-    """Load `--checkpoint`, under `--rule`: flexible where it, a policy or a rule says so."""
-    return load(
+    """Load `--checkpoint`, under `--rule`: flexible where it, a policy or a rule says so.
+
+    Of a checkpoint from the Hub the commit is printed, for it may be another one tomorrow.
+    """
+    model = load(
         options.checkpoint,
         filename=options.filename,
         revision=options.revision,
@@ -129,6 +133,9 @@ def load_model(
         rule=options.rule,
         device=device,
     )
+    if not Path(options.checkpoint).expanduser().exists():
+        print(f"checkpoint: {model.source}", file=sys.stderr)
+    return model
 
 
 @contextmanager
