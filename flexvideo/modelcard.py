@@ -107,7 +107,7 @@ def _facts(found: Description, config: ModelConfig) -> list[list[str]]:
         ["base patch", f"{base.patch[0]} x {base.patch[1]}"],
         ["classes", str(found.classes) if found.classes else "none (features)"],
         *([["policy", found.policy["name"]]] if found.policy else []),
-        *([f"{key} drawn in training", _words(value)] for key, value in drawn.items()),
+        *([f"{key} the policy draws in training", _words(value)] for key, value in drawn.items()),
         *([["resampling rule", _words(list(found.rule.values()))]] if found.rule else []),
         ["mean, std", f"{_words(list(config.mean))}; {_words(list(config.std))}"],
     ]

@@ -1,5 +1,6 @@
 """To the Hub and back, with its real client and a server on the loopback: the usual ways, and every fault."""
 
+import argparse
 import errno
 import hashlib
 import inspect
@@ -117,7 +118,7 @@ def test_the_card_tells_facts_and_three_lines_of_use(flexible, tmp_path):
     for line in (
         "| base geometry | 4 x 32 x 32 |",
         "| policy | flex-all |",
-        "| sizes drawn in training | 32, 48 |",
+        "| sizes the policy draws in training | 32, 48 |",
         "| resampling rule | pi, true |",
         "| mean, std | 0.5, 0.5, 0.5; 0.229, 0.224, 0.225 |",
         'model = fv.load("me/m")',
@@ -902,6 +903,21 @@ def test_trained_pushed_and_loaded_by_two_others_at_once_gives_the_same_bits(hub
         for logits, size in zip(torch.load(path), SIZES, strict=True):
             assert torch.equal(logits, flexible(clip(*size)))
     assert len(hub.requests("/content/")) == 1, "two that load at once download once"
+
+
+def test_commands_print_the_commit(hub, published, tmp_path, capsys):
+    from flexvideo.cli import main
+    from flexvideo.cli.shared import load_model
+
+    name = f"{REPO}@{published}/model.safetensors"
+    assert main(["info", REPO]) == 0
+    assert capsys.readouterr().out.startswith(f"{name}\n  model      VideoMamba custom")
+    assert main(["convert", REPO, str(tmp_path / "m.safetensors")]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'm.safetensors'} from {name}\n"
+    load_model(argparse.Namespace(checkpoint=REPO, filename=None, revision=None, rule=None))
+    assert capsys.readouterr().err == f"checkpoint: {name}\n"
+    assert main(["info", "someone/none"]) == 2
+    assert capsys.readouterr().err.startswith("flexvideo info: someone/none is not on http://127.0.0.1")
 
 
 def test_no_warning_on_an_ordinary_load(hub, published):

@@ -88,6 +88,13 @@ def test_scores_of_numpy_beside_the_weights_are_no_obstacle(tmp_path, dtype):
     assert content["best"] == 1
 
 
+def test_numpy_had_another_name_for_it_before(tmp_path):
+    path = tmp_path / "best.pth"
+    torch.save({"model": TENSORS, "best": np.float64(1)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert read_weights(path)[0]["best"] == 1
+
+
 def test_objects_in_numpys_clothes_run_no_code(tmp_path):
     path, victim = tmp_path / "weights.pth", tmp_path / "was_here"
     torch.save({"model": TENSORS, "best": np.array([Malicious(victim)], dtype=object)}, path)
