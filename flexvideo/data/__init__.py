@@ -1,5 +1,8 @@
 """Videos in: decoding, clip sampling, data sets, and synthetic motion."""
 
+from flexvideo.data.augment import AUGMENTS as AUGMENTS
+from flexvideo.data.augment import Augment as Augment
+from flexvideo.data.augment import augment_of as augment_of
 from flexvideo.data.check import VideoCheck as VideoCheck
 from flexvideo.data.check import check_videos as check_videos
 from flexvideo.data.clips import read_clip as read_clip
@@ -13,7 +16,15 @@ from flexvideo.data.encode import write_video as write_video
 from flexvideo.data.index import VideoIndex as VideoIndex
 from flexvideo.data.lists import from_list as from_list
 from flexvideo.data.lists import write_list as write_list
+from flexvideo.data.loader import Batch as Batch
+from flexvideo.data.loader import FlexLoader as FlexLoader
+from flexvideo.data.opened import open_source as open_source
 from flexvideo.data.records import Problem as Problem
 from flexvideo.data.records import VideoRecord as VideoRecord
 from flexvideo.data.records import VideoSet as VideoSet
 from flexvideo.data.records import require_known_classes as require_known_classes
+from flexvideo.data.sampler import StepPlan as StepPlan
+from flexvideo.data.source import ClipSource as ClipSource
+from flexvideo.data.source import RenderedSource as RenderedSource
+from flexvideo.data.source import VideoSource as VideoSource
+from flexvideo.data.source import require_learnable as require_learnable

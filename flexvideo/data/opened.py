@@ -72,7 +72,7 @@ def _open_mocap(path: Path, split: str | None) -> MocapSet:
         raise ConfigError(f"Motion capture has no split {split!r}; it has: {', '.join(kept)}.")
     if not kept[split]:
         raise MotionError(
-            f"{path} has no clip of split {split!r}: its styles are {', '.join(sorted(styles))}, and those of "
-            f"split 'test' are {', '.join(UNSEEN_STYLES)}. Name no split, and divide it by `MocapSet`."
+            f"{path} has no clip of split {split!r}: its styles are {', '.join(sorted(styles))}, and those "
+            f"of split 'test' are {', '.join(UNSEEN_STYLES)}. Name no split, and divide it by `MocapSet`."
         )
     return MocapSet(path, actions=clips.classes, styles=sorted(kept[split]))

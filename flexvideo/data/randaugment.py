@@ -120,12 +120,11 @@ def brightness(frames: Frames, strength: float, sign: int = 1) -> Frames:
 def sharpness(frames: Frames, strength: float, sign: int = 1) -> Frames:
     """Blur or sharpen; the outermost pixels stay as they are."""
     soft = frames.float()
-    inner = soft.permute(0, 3, 1, 2).flatten(0, 1)[:, None]
-    kernel = torch.ones(1, 1, 3, 3, device=frames.device)
-    kernel[..., 1, 1] = 5
     if min(frames.shape[1:3]) > 2:
-        blurred = F.conv2d(inner, kernel / 13).unflatten(0, (len(frames), 3)).squeeze(2)
-        soft[:, 1:-1, 1:-1] = blurred.permute(0, 2, 3, 1).add(0.5).floor()
+        rows = soft[:, :-2] + soft[:, 1:-1] + soft[:, 2:]
+        boxes = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+        # Pillow's kernel: 5 in the middle and 1 around it, by 13.
+        soft[:, 1:-1, 1:-1] = boxes.add_(soft[:, 1:-1, 1:-1], alpha=4).div_(13).add_(0.5).floor_()
     return _away_from(soft, frames, strength, sign)
 
 
@@ -140,13 +139,13 @@ def shear_y(frames: Frames, strength: float, sign: int = 1) -> Frames:
 
 
 def translate_x(frames: Frames, strength: float, sign: int = 1) -> Frames:
-    """Shift sideways, by up to 0.45 of the width."""
-    return _moved(frames, ((1.0, 0.0, 0.45 * strength * sign * frames.shape[2]), (0.0, 1.0, 0.0)))
+    """Shift sideways, by up to 0.45 of the width, in whole pixels."""
+    return _shifted(frames, 2, sign * round(0.45 * strength * frames.shape[2]))
 
 
 def translate_y(frames: Frames, strength: float, sign: int = 1) -> Frames:
-    """Shift up or down, by up to 0.45 of the height."""
-    return _moved(frames, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.45 * strength * sign * frames.shape[1])))
+    """Shift up or down, by up to 0.45 of the height, in whole pixels."""
+    return _shifted(frames, 1, sign * round(0.45 * strength * frames.shape[1]))
 
 
 Operation: TypeAlias = Callable[[Frames, float, int], Frames]
@@ -184,6 +183,15 @@ def _away_from(other: Tensor, frames: Frames, strength: float, sign: int) -> Fra
 
 def _bytes(values: Float[Tensor, "t h w 3"]) -> Frames:
     return values.clamp(0, 255).to(torch.uint8)
+
+
+def _shifted(frames: Frames, axis: int, pixels: int) -> Frames:
+    """Put at each place what is so many pixels further along an axis."""
+    fill = torch.tensor(_FILL, device=frames.device).to(torch.uint8)
+    shifted = frames.roll(-pixels, axis)
+    begin = frames.shape[axis] - pixels if pixels > 0 else 0
+    shifted.narrow(axis, begin, abs(pixels))[:] = fill
+    return shifted
 
 
 def _moved(frames: Frames, matrix: tuple[tuple[float, float, float], ...]) -> Frames:

@@ -68,7 +68,7 @@ class Reader(Dataset[Read]):
 
     def __getitem__(self, cell: Cell) -> Read:
         spec = cell.spec
-        frames = torch.zeros(len(cell.indices), spec.frames, spec.height, spec.width, 3, dtype=torch.uint8)
+        frames = torch.empty(len(cell.indices), spec.frames, spec.height, spec.width, 3, dtype=torch.uint8)
         errors: dict[int, FlexVideoError] = {}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoWarning)
@@ -77,6 +77,7 @@ class Reader(Dataset[Read]):
                     frames[place] = self._clip(cell, place)
                 except FlexVideoError as error:
                     errors[place] = error
+                    frames[place] = 0
         return Read(cell, frames, errors, [warning.message for warning in caught])
 
     def _clip(self, cell: Cell, place: int) -> UInt8[Tensor, "t h w 3"]:
