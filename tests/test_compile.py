@@ -189,6 +189,17 @@ def test_export_with_a_dynamic_batch(strict: bool, host: str) -> None:
     torch.testing.assert_close(model(clip(SIZES[1])), fv.bake(model, frames=2, size=(24, 40))(clip(SIZES[1])))
 
 
+def test_export_without_gradients_under_autocast_keeps_the_resampling_exact() -> None:
+    """There is no autograd function then that would turn autocast off by itself."""
+    model, x = make(policy="static-patch").eval(), clip(SIZES[0])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        program = torch.export.export(model, (x,))
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+        torch.testing.assert_close(program.module()(x), expected)
+    torch.testing.assert_close(compiled, expected)
+
+
 def test_export_of_a_baked_model_holds_no_operator_of_ours() -> None:
     model = make().eval()
     program = torch.export.export(fv.bake(model, frames=6, size=(48, 32)), (clip(SIZES[0]),))

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import flexvideo as fv
+from flexvideo.data import clips
 from flexvideo.errors import ConfigError, GeometryError
 from flexvideo.models.videomamba import DropPath, RMSNorm
 
@@ -274,6 +275,11 @@ def test_config_builds_the_same_model():
     twin.load_state_dict(model.state_dict())
     x = torch.randn(1, 3, 2, 32, 48)
     assert torch.equal(twin.eval()(x), model.eval()(x))
+
+
+def test_a_model_and_its_clips_share_their_normalisation():
+    assert fv.VideoMamba.mean is clips.IMAGENET_MEAN
+    assert fv.VideoMamba.std is clips.IMAGENET_STD
 
 
 def test_what_the_official_recipe_asks_for():

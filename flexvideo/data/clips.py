@@ -14,9 +14,7 @@ from flexvideo.data.decode import read_frames
 from flexvideo.data.index import VideoIndex
 from flexvideo.errors import ConfigError, GeometryError
 from flexvideo.geometry import as_pair
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from flexvideo.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 Sampling = Literal["uniform", "linspace", "random", "videomamba", "videomamba-random"]
 Size = int | tuple[int, int] | None

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from flexvideo.imagenet import IMAGENET_MEAN, IMAGENET_STD
+
 Model = TypeVar("Model", bound="HubMixin")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class HubMixin:
