@@ -165,7 +165,7 @@ def _first(batch: Batch, clips: int) -> Batch:
 
 
 def _is_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _advice(batch: Batch, fits: int, batches: int) -> str:

@@ -1,0 +1,259 @@
+"""A run can be killed at any moment: it goes on from its last checkpoint, to the bit, or says why not."""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training import CONFIG, POLICY, ToySource, toy_model, toy_train, weights
+
+import flexvideo as fv
+from flexvideo.data.augment import AUGMENTS
+from flexvideo.data.sampler import StepSampler
+from flexvideo.errors import CheckpointError, TrainingError
+from flexvideo.geometry import Base
+from flexvideo.train import TrainConfig, read_log
+from flexvideo.train.checkpoint import checkpoints
+
+
+class Killed(BaseException):
+    """What no handler of the library catches."""
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in read_log(out) if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    assert toy_train(out).finished
+    return out
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    assert weights(out) == weights(whole)
+    assert losses(out) == losses(whole)
+
+
+def test_a_run_repeats(whole: Path, tmp_path: Path):
+    toy_train(tmp_path)
+    assert_same(tmp_path, whole)
+    assert [step for step, _ in losses(whole)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_killed_after_a_step(after: int, whole: Path, tmp_path: Path):
+    def kill(record):
+        if record["step"] > after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        toy_train(tmp_path, report=kill)
+    assert toy_train(tmp_path, resume=True).steps == 5
+    assert_same(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    ("call", "time"),
+    [
+        *(("replace", time) for time in (2, 7)),
+        *(pytest.param("replace", time, marks=pytest.mark.slow) for time in (1, 3, 4, 5, 6, 8, 9)),
+        *(pytest.param("fsync", time, marks=pytest.mark.slow) for time in range(1, 10)),
+    ],
+)
+def test_killed_while_saving(
+    call: str, time: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Before the bytes are on the disk, and before they get their name: of the log, checkpoints and model."""
+    left, original = [time], getattr(os, call)
+
+    def killing(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, killing)
+        with pytest.raises(Killed):
+            toy_train(tmp_path)
+    assert toy_train(tmp_path, resume=True).finished
+    assert_same(tmp_path, whole)
+
+
+def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".step-00000001.safetensors.1a2b3c4d.part").write_bytes(b"half")
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    toy_train(tmp_path, resume=True, config=replace(CONFIG, epochs=1))
+    assert not list(tmp_path.rglob("*.part"))
+    assert [step for step, _ in losses(tmp_path)] == [1, 2, 3]
+
+
+def _child(out: str) -> None:
+    toy_train(Path(out), resume=True)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(whole: Path, tmp_path: Path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training"])
+    draw, kills = random.Random(0), 0
+    for _ in range(60):
+        process = context.Process(target=_child, args=(str(tmp_path),))
+        process.start()
+        began = time.monotonic()
+        while not checkpoints(tmp_path) and process.is_alive() and time.monotonic() - began < 30:
+            time.sleep(0.01)
+        process.join(draw.uniform(0.0, 0.6))
+        if process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += 1
+        if process.exitcode == 0:
+            break
+    assert process.exitcode == 0
+    assert kills >= 2
+    assert_same(tmp_path, whole)
+
+
+def test_stopping_saves_and_goes_on(whole: Path, tmp_path: Path):
+    asked = iter([False, True])
+    config = replace(CONFIG, checkpoint_every=100)
+    result = toy_train(tmp_path, stop=lambda: next(asked), config=config)
+    planned = StepSampler(
+        ToySource().labels, policy=POLICY, base=Base(2, 16, 16, (8, 8)), tokens=CONFIG.tokens
+    )
+    seen = Counter()
+    for step in range(2):
+        seen[planned.plan(0, step).spec] += planned.plan(0, step).clips
+    assert (result.finished, result.steps) == (False, 2)
+    assert {spec: clips for spec, clips in result.clips.items() if clips} == seen
+    assert not (tmp_path / "model.safetensors").exists()
+    assert toy_train(tmp_path, resume=True, config=config).finished
+    assert_same(tmp_path, whole)
+
+
+def test_a_finished_run_has_nothing_to_add(whole: Path):
+    before = weights(whole)
+    assert toy_train(whole, resume=True).steps == 5
+    assert weights(whole) == before
+
+
+def test_a_folder_with_a_run_is_not_overwritten(whole: Path):
+    with pytest.raises(
+        TrainingError, match=r"holds a run already: resume it \(--resume\), or choose another"
+    ):
+        toy_train(whole)
+
+
+def test_the_last_checkpoints_are_kept(whole: Path):
+    assert [path.stem for path in checkpoints(whole)] == ["step-00000004", "step-00000005"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": replace(CONFIG, lr=0.2)}, "config.lr was 0.1 and is 0.2"),
+        ({"config": replace(CONFIG, accumulate=2)}, "processes times accumulation was 1 and is 2"),
+        ({"config": TrainConfig(epochs=9, tokens=96)}, r"config.epochs was 2 and is 9; .* and \d+ more"),
+        ({"model": toy_model(depth=3)}, "model.depth was 2 and is 3"),
+        ({"source": ToySource("other")}, "data.name was 'toys' and is 'other'"),
+        ({"source": ToySource(clips=21)}, "data.labels was"),
+        ({"policy": replace(POLICY, frames=(2,))}, r"training policy.frames was \[2, 3\] and is \[2\]"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(changes, message: str, whole: Path):
+    with pytest.raises(CheckpointError, match=message):
+        toy_train(whole, resume=True, **changes)
+
+
+def test_a_checkpoint_of_another_policy_or_rule_is_refused(whole: Path):
+    model = fv.make_flexible(toy_model(), policy="flex-all", rule="pi")
+    with pytest.raises(CheckpointError, match=r"policy.name was 'static-tokens' and is 'flex-all'"):
+        toy_train(whole, resume=True, model=model, policy=POLICY)
+
+
+def test_how_often_to_log_and_save_may_change(whole: Path):
+    toy_train(whole, resume=True, config=replace(CONFIG, log_every=7, keep=5, evaluate_every=2))
+
+
+def test_damaged_checkpoints_are_named(whole: Path, tmp_path: Path):
+    path = tmp_path / "checkpoints" / "step-00000004.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(checkpoints(whole)[-1].read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"step-00000004.safetensors .* is truncated or damaged"):
+        toy_train(tmp_path, resume=True)
+    path.write_bytes(weights(whole))
+    with pytest.raises(CheckpointError, match="holds weights, but is no checkpoint of a run"):
+        toy_train(tmp_path, resume=True)
+
+
+def test_a_full_disk_says_so_and_loses_nothing(whole: Path, tmp_path: Path):
+    """Files of more than a few kilobytes fail, as they do on a full disk, from the third step on."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(record):
+        if record["step"] == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+
+    try:
+        with pytest.raises(CheckpointError, match=r"step-00000003\S+ cannot be written: File too large"):
+            toy_train(tmp_path, report=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.stem for path in checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
+    assert not list(tmp_path.rglob("*.part"))
+    assert toy_train(tmp_path, resume=True).finished
+    assert_same(tmp_path, whole)
+
+
+def test_checkpoints_hold_tensors_and_json(whole: Path):
+    from safetensors import safe_open
+
+    with safe_open(checkpoints(whole)[-1], framework="pt") as file:
+        header, names = json.loads(file.metadata()["flexvideo-training"]), set(file.keys())
+    assert header["progress"]["done"] == 5
+    assert header["identity"]["config"] == {
+        name: value for name, value in CONFIG.to_config().items() if name in header["identity"]["config"]
+    }
+    assert {"model.head.weight", "ema.head.weight", "optimizer.head.weight/exp_avg"} <= names
+
+
+def test_dropout_of_any_model_repeats(tmp_path: Path):
+    """What has no keys of its own takes torch's generator, which follows the samples."""
+
+    def model():
+        return toy_model(fc_drop_rate=0.5, drop_rate=0.3)
+
+    def kill(record):
+        if record["step"] == 4:
+            raise Killed
+
+    config = replace(CONFIG, augment=AUGMENTS["none"])
+    toy_train(tmp_path / "whole", model=model(), config=config)
+    with pytest.raises(Killed):
+        toy_train(tmp_path / "cut", model=model(), config=config, report=kill)
+    torch.manual_seed(7)
+    toy_train(tmp_path / "cut", model=model(), config=config, resume=True)
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_the_random_state_of_the_caller_is_left_alone(tmp_path: Path):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    model, source = toy_model(), ToySource()
+    torch.manual_seed(3)
+    toy_train(tmp_path, model=model, source=source, config=replace(CONFIG, epochs=1))
+    assert torch.equal(torch.rand(2), expected)
