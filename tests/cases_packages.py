@@ -170,7 +170,7 @@ CLIP |= {"family": "CLIP, SigLIP of transformers"}
 NO_SIZES = dict.fromkeys(HF)
 TEXT = {"hidden_size": DIM, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 TOWERS = {**NO_SIZES, "vision_config": HF, "text_config": {**TEXT, "vocab_size": 50_000}}
-X_CLIP = {"num_frames": 2, "mit_hidden_size": DIM, "mit_num_attention_heads": 2}
+X_CLIP = {"num_frames": 1, "mit_hidden_size": DIM, "mit_num_attention_heads": 2}
 TRANSFORMERS = [
     hf_image("ViT", "ViTForImageClassification", "ViTConfig", "vit", call=by_keyword),
     hf_image("DINOv2", "Dinov2ForImageClassification", "Dinov2Config", "dinov2"),
@@ -239,7 +239,14 @@ TRANSFORMERS = [
         **(CLIP | {"at": "encoder.layers.0"}),
         settings={**NO_SIZES, "vision_config": HF},
     ),
-    hf_image("X-CLIP, frames", "XCLIPVisionModel", "XCLIPVisionConfig", **CLIP, settings=X_CLIP),
+    hf_image(
+        "X-CLIP, frames",
+        "XCLIPVisionModel",
+        "XCLIPVisionConfig",
+        **(CLIP | {"at": "pre_layernorm"}),
+        settings=X_CLIP,
+        notes="the number of frames stays",
+    ),
     hf_video(
         "VideoMAE",
         "VideoMAEForVideoClassification",

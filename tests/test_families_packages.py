@@ -1,7 +1,9 @@
 """Families of packages on the packages themselves: the contract, coordinates, and what they are called by."""
 
 import copy
+import json
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,9 @@ def test_host_state_is_put_back(case: Case) -> None:
     contract.test_host_state_is_put_back(case)
 
 
-@pytest.mark.filterwarnings("ignore:A state dict of the baked model lacks .*position_embeddings")  # VideoMAE's
+@pytest.mark.filterwarnings(
+    "ignore:A state dict of the baked model lacks .*position_embeddings"
+)  # VideoMAE's
 @every_case
 def test_baked_and_copied(case: Case) -> None:
     """A baked model is plain, and its own: also where a method of it was fixed."""
@@ -84,7 +88,7 @@ def test_baked_and_copied(case: Case) -> None:
 @pytest.mark.parametrize("case", WITH_PATCHES, ids=lambda case: case.name)
 def test_static_tokens_where_patches_leave_a_remainder(case: Case, side: int) -> None:
     model = fv.make_flexible(case.build())
-    x = case.clip((case.base[0], side, side + 3))
+    x = case.clip((case.base[0], side, side if case.square_patch else side + 3))
     assert case.call(model, x).isfinite().all()
 
 
@@ -155,6 +159,58 @@ class TestTransformers:
             fv.make_flexible(loaded.eval(), policy="static-patch")
             assert torch.equal(loaded(x).logits, expected)
 
+    @pytest.mark.parametrize("patch", [None, 12])
+    @pytest.mark.parametrize(
+        "name", ["ViT", "DeiT", "DINOv2", "CLIP", "SigLIP", "TimeSformer", "ViViT", "V-JEPA 2"]
+    )
+    def test_baked_saved_and_loaded(self, name: str, patch: int | None, tmp_path: Path) -> None:
+        """Its configuration is that of a model built for its size, and names the class that it is of."""
+        case = named(f"{name} (transformers)")
+        size = (6, 48, 48) if "t" in case.layout else (1, 48, 48)
+        model = fv.make_flexible(case.build(), policy="static-patch")
+        model.save_pretrained(tmp_path / "flexible")
+        config = json.loads((tmp_path / "flexible" / "config.json").read_text())
+        assert config["architectures"] == [type(case.make()).__name__]
+        with torch.no_grad():
+            expected = case.call(model, case.clip(size), patch=patch)
+            fv.bake(model, frames=size[0], size=48, patch=patch).save_pretrained(tmp_path / "baked")
+            loaded = type(case.make()).from_pretrained(tmp_path / "baked").eval()
+            assert torch.equal(case.call(loaded, case.clip(size)), expected)
+
+    def test_a_baked_videomae_is_not_loaded_with_other_positions(self, tmp_path: Path) -> None:
+        """Its table is in no file; numbered anew for the larger grid, every token would be elsewhere."""
+        case = named("VideoMAE (transformers)")
+        model = fv.make_flexible(case.build())
+        for size, same in (((4, 48, 48), True), ((4, 64, 32), True), ((6, 48, 48), False)):
+            with torch.no_grad():
+                expected = case.call(model, case.clip(size))
+                with nullcontext() if same else pytest.warns(UserWarning, match="lacks videomae.*position"):
+                    baked = fv.bake(model, frames=size[0], size=size[1:])
+                baked.save_pretrained(tmp_path)
+                if same:
+                    loaded = type(case.make()).from_pretrained(tmp_path).eval()
+                    assert torch.equal(case.call(loaded, case.clip(size)), expected)
+                else:
+                    with pytest.raises(RuntimeError, match="mismatch"):
+                        type(case.make()).from_pretrained(tmp_path)
+
+    def test_clip_of_frames_that_are_not_square(self) -> None:
+        """As with its own option, which a flexible one needs not."""
+        model = hf("CLIPVisionModel", "CLIPVisionConfig")().eval()
+        x = torch.rand(2, 3, 48, 32)
+        expected = model(x, interpolate_pos_encoding=True)[0]
+        with pytest.raises(ValueError, match="doesn't match model"):
+            model(x)
+        fv.make_flexible(model, policy="static-patch", rule="paper")
+        torch.testing.assert_close(model(x)[0], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(x, interpolate_pos_encoding=True)[0], expected, rtol=0, atol=1e-5)
+
+    def test_beit_divides_by_one_number(self) -> None:
+        model = hf("BeitModel", "BeitConfig", use_shared_relative_position_bias=True)()
+        fv.make_flexible(model, policy="static-patch")
+        with pytest.raises(GeometryError, match="one number for both sides of a frame and cannot take 4 x 8"):
+            model(torch.rand(1, 3, 32, 32), patch=(4, 8))
+
     def test_configurations_are_only_read(self) -> None:
         model, x = self.video(named("TimeSformer (transformers)"))
         layer = model.timesformer.encoder.layer[0]
@@ -203,13 +259,22 @@ class TestTransformers:
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         torch.testing.assert_close(gradients(), expected, rtol=1e-4, atol=1e-5)
 
-    def test_masked_images(self) -> None:
-        model = hf("ViTForMaskedImageModeling", "ViTConfig")()
+    @pytest.mark.parametrize(
+        ("name", "encoder", "options"),
+        [
+            ("ViTForMaskedImageModeling", "vit", {}),
+            ("DeiTForMaskedImageModeling", "deit", {}),
+            ("ViTMAEForPreTraining", "vit", {"decoder_hidden_size": 12, "decoder_num_attention_heads": 2}),
+        ],
+    )
+    def test_masked_images(self, name: str, encoder: str, options: dict[str, Any]) -> None:
+        model = hf(name, f"{name.partition('For')[0]}Config", **options)()
         with pytest.raises(
-            UnsupportedModelError, match="cannot flex, because it takes its own frames for square"
+            UnsupportedModelError,
+            match=f"cannot flex, because it takes its own frames for square .*, `model.{encoder}`",
         ):
             fv.make_flexible(model)
-        fv.make_flexible(model.vit)
+        fv.make_flexible(getattr(model, encoder))
 
     @pytest.mark.parametrize(
         ("name", "config", "options"),
@@ -219,9 +284,9 @@ class TestTransformers:
                 "SwinConfig",
                 {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1]},
             ),
-            ("BeitModel", "BeitConfig", HF | {"use_relative_position_bias": True}),
-            ("ViTMAEModel", "ViTMAEConfig", HF),
-            ("CLIPVisionModel", "CLIPVisionConfig", HF),
+            ("DPTModel", "DPTConfig", HF),
+            ("BlipVisionModel", "BlipVisionConfig", HF),
+            ("Data2VecVisionModel", "Data2VecVisionConfig", HF | {"use_relative_position_bias": True}),
         ],
     )
     def test_no_model_that_is_unknown_is_changed(self, name: str, config: str, options: Any) -> None:
@@ -262,8 +327,6 @@ class TestTimm:
     @pytest.mark.parametrize(
         ("module", "name", "options"),
         [
-            ("eva", "Eva", {"use_rot_pos_emb": True}),
-            ("beit", "Beit", {"use_rel_pos_bias": True}),
             ("vision_transformer_relpos", "VisionTransformerRelPos", {}),
             ("vision_transformer_sam", "VisionTransformerSAM", {}),
         ],
@@ -272,6 +335,28 @@ class TestTimm:
         model = getattr(package(f"timm.models.{module}"), name)(**TIMM, **options)
         with pytest.raises((PlanError, UnsupportedModelError)):
             fv.make_flexible(model)
+
+    @pytest.mark.parametrize("options", [{"use_rel_pos_bias": True}, {"use_shared_rel_pos_bias": True}])
+    def test_beit_with_relative_positions_keeps_its_grid(self, options: dict[str, bool]) -> None:
+        model = package("timm.models.beit").Beit(**TIMM, **options).eval()
+        x = torch.rand(1, 3, 32, 32)
+        expected = model(x)
+        fv.make_flexible(model)
+        assert torch.equal(model(x), expected)
+        assert model(torch.rand(1, 3, 48, 64)).isfinite().all()
+        fv.make_flexible(model, policy="static-patch")
+        with pytest.raises(
+            GeometryError, match="relative positions for a grid of 4 x 4 tokens only, and cannot run 6 x 4"
+        ):
+            model(torch.rand(1, 3, 48, 32))
+
+    def test_a_baked_one_says_its_size(self) -> None:
+        model = fv.make_flexible(
+            package("timm").create_model("flexivit_small", **TIMM), policy="static-patch"
+        )
+        baked = fv.bake(model, frames=1, size=(48, 32), patch=4)
+        assert baked._traits["img_size"] == baked._model_args["img_size"] == (48, 32)
+        assert model._model_args["img_size"] == 32
 
     def test_naflex(self) -> None:
         model = SIZE_FREE["NaFlexViT (timm)"]().eval()

@@ -10,7 +10,7 @@ from cases import Case, Probe, joint_table, marks, space_table, time_table
 from cases_packages import fill
 from cases_ssm import times
 from cases_transformers import BASE, CASES, FRAME, GRID, SIZE_FREE, SIZES, SQUARES, TIME
-from standins import attention
+from standins import attention, jepa
 from standins.parts import DIM, FRAMES
 from torch import Tensor, nn
 
@@ -108,6 +108,49 @@ class TestCoordinates:
         steps = {f"blocks__1__t2s_cross__{kind}_time_pos": time_table(FRAMES // 2, DIM)}
         (both,), geometry = coordinates(case, steps, "blocks.1.t2s_cross.mix", size)
         assert_places(both.chunk(2, dim=1)[kind == "clip"].transpose(0, 1), case, geometry, "t")
+
+
+@pytest.mark.parametrize(
+    ("index", "name"), [(i, f"V-JEPA 2, {kind}") for i in range(3) for kind in ("table", "images")]
+)
+def test_coordinates_of_vjepa2(index: int, name: str) -> None:
+    case = named(name)
+    (probe,), size = case.probes, case.sizes[index]
+    model = fv.make_flexible(contract.zeroed(case.build(), probe), policy="static-patch")
+    seen: list[Tensor] = []
+    model.get_submodule(probe.at).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(case.clip(size, batch=1))
+    geometry = fv.StaticPatch().geometry(fv.plan_for(model).base, *size)
+    assert_places(seen[0][0].unflatten(0, (geometry.steps, -1)), case, geometry, probe.axes)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_places_of_vjepa2_with_rotary_positions(size: tuple[int, int, int]) -> None:
+    case, seen = named("V-JEPA 2"), []
+    model = fv.make_flexible(case.build(), policy="static-patch")
+    model.blocks[1].attn.places.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(case.clip(size))
+    grid = (size[0] // 2, size[1] // 8, size[2] // 8)
+    assert torch.equal(seen[0], torch.cartesian_prod(*map(torch.arange, grid)))
+
+
+def test_vjepa2_that_takes_its_grid_for_a_square_one() -> None:
+    model = fv.make_flexible(jepa.VJEPA2(nonsquare=False), policy="static-patch")
+    seen: list[Tensor] = []
+    model.blocks[0].attn.places.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(torch.rand(1, 3, 8, 48, 48))
+    assert torch.equal(seen[0], torch.cartesian_prod(*map(torch.arange, (4, 6, 6))))
+    with pytest.raises(GeometryError, match="takes every grid for a square one, and cannot run 6 x 4"):
+        model(torch.rand(1, 3, 8, 48, 32))
+
+
+def test_slowfast_takes_pathways() -> None:
+    model = jepa.SlowFastMViT()
+    assert model([torch.rand(1, 3, *BASE)]).shape == (1, DIM)
+    with pytest.raises(
+        UnsupportedModelError, match=r"a list of pathways and no clip: use torchvision's MViT"
+    ):
+        fv.make_flexible(model)
 
 
 @pytest.mark.parametrize("size", SQUARES)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cases import Case
-from cases_packages import DIM, FRAMES, HF, IMAGE, JEPA, PATCH, flexivit, hf, swin3d, timm_vit
+from cases_packages import DIM, FRAMES, HF, IMAGE, JEPA, PATCH, eva, flexivit, hf, swin3d, timm_vit
 from torch import Tensor, nn
 
 import flexvideo as fv
@@ -97,6 +97,25 @@ def test_timm_set_input_size(size: tuple[int, int], patch: int) -> None:
     assert_agrees(model(x, patch=patch), twin(x))
     model(x, patch=patch).sum().backward()
     assert model.patch_embed.proj.weight.grad.shape == (DIM, 3, PATCH, PATCH)
+
+
+@pytest.mark.parametrize("size", [(48, 48), (24, 40), (64, 32)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_rot_pos_emb": True},
+        {"use_rot_pos_emb": True, "ref_feat_shape": 4},
+        {"use_rot_pos_emb": True, "rope_type": "mixed", "use_abs_pos_emb": False},
+        {"use_rot_pos_emb": True, "rope_type": "dinov3", "num_reg_tokens": 4},
+        {"use_rot_pos_emb": True, "dynamic_img_size": True},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_timm_eva_set_input_size(options: dict[str, Any], size: tuple[int, int]) -> None:
+    model, twin, x = built(eva(**options)), built(eva(**options)), image(*size)
+    twin.set_input_size(img_size=size)
+    fv.make_flexible(model, policy="static-patch", rule="auto")
+    assert_agrees(model.forward_features(x), twin.forward_features(x))
 
 
 def test_timm_pads_what_is_left_over() -> None:
