@@ -265,7 +265,7 @@ def test_the_recipe_is_the_official_one() -> None:
     assert (recipe.operations, recipe.magnitude, recipe.magnitude_std) == (4, 7.0, 0.5)
     assert (recipe.scale, recipe.ratio, recipe.flip) == ((0.08, 1.0), (0.75, 4 / 3), None)
     assert (recipe.erase, recipe.mixup, recipe.cutmix, recipe.smoothing) == (0.25, 0.8, 1.0, 0.1)
-    assert recipe.sampling == "videomamba-random"
+    assert (recipe.repeats, recipe.sampling) == (2, "videomamba-random")
     assert recipe.soft
     assert not AUGMENTS["light"].soft
     assert AUGMENTS["none"] == Augment()
@@ -284,8 +284,8 @@ def test_settings_survive_json(name: str) -> None:
         ("heavy", "Unknown augmentation 'heavy'; known: none, light, videomamba."),
         (
             {"zoom": 1},
-            "Unknown fields ['zoom'] of an augmentation; known: sampling, scale, ratio, flip, operations, "
-            "magnitude, magnitude_std, erase, mixup, cutmix, smoothing.",
+            "Unknown fields ['zoom'] of an augmentation; known: repeats, sampling, scale, ratio, flip, "
+            "operations, magnitude, magnitude_std, erase, mixup, cutmix, smoothing.",
         ),
         (
             {"scale": [0.5, 1.5]},
@@ -295,6 +295,7 @@ def test_settings_survive_json(name: str) -> None:
         ({"magnitude": 11.0}, "Augment: `magnitude` must be from 0 to 10, got 11.0."),
         ({"smoothing": 1.0}, "Augment: `smoothing` must be from 0 to below 1, got 1.0."),
         ({"erase": -0.1}, "Augment: `erase` must be from 0 to 1, got -0.1."),
+        ({"repeats": 0}, "Augment: `repeats` must be 1 or more, got 0."),
         ({"operations": -1}, "Augment: `operations` must be 0 or more, got -1."),
     ],
 )

@@ -181,6 +181,15 @@ def test_the_random_state_of_the_process_is_neither_read_nor_changed(workers: in
     assert all_same(first, next(loader(workers=workers).epoch(0)))
 
 
+def test_repeated_clips_are_altered_otherwise_each_time() -> None:
+    augment = Augment(repeats=2, scale=(0.1, 0.9), sampling="random")
+    batches = loader(augment=augment)
+    for (batch,) in batches.epoch(0):
+        assert batch.indices[::2] == batch.indices[1::2]
+        assert not any(map(torch.equal, batch.clips[::2], batch.clips[1::2]))
+    assert batches.summary(1).total() == 48
+
+
 def test_balanced_steps_draw_rare_classes_as_often() -> None:
     class Uneven(Toys):
         @property
@@ -257,13 +266,24 @@ def test_a_video_that_is_skipped_is_reported_once_and_counts_for_nothing(
     assert any("cut.mp4 is damaged" in message for message in messages)
     assert list(source.skipped) == [5]
     for batch in steps:
-        assert len(batch) == 7
+        assert len(batch) == 7 * batches.augment.repeats
         place = batch.indices.index(5)
         assert batch.weights.tolist() == [float(index != 5) for index in batch.indices]
         assert batch.targets is None or batch.targets[place].max() > 0.9
         if augment is None:
             black = -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)
             torch.testing.assert_close(batch.clips[place].mean((1, 2, 3)), black)
+
+
+def test_a_set_of_which_nothing_can_be_read_stops_training(tmp_path: Path) -> None:
+    records = tuple(VideoRecord(str(tmp_path / name), 0, name) for name in "ab")
+    source = VideoSource(VideoSet("toys", "train", records, ("jump",)), on_error="skip")
+    message = r"Not one clip of toys train could be read in epoch 2; one of them: .*/[ab]: does not exist; a"
+    steps = loader(source, augment=None, tokens=999).epoch(2)
+    with pytest.warns(VideoWarning):
+        assert not next(steps)[0].weights.any()
+    with pytest.raises(VideoError, match=f"^{message}"):
+        next(steps)
 
 
 def test_a_worker_that_dies_is_an_error() -> None:

@@ -138,6 +138,22 @@ def test_a_budget_that_is_too_small_says_which_spec_and_what_would_fit() -> None
     assert sampler(10, tokens=512, cells=2).plan(0, 0).clips
 
 
+def test_clips_that_are_repeated_lie_side_by_side_in_one_cell() -> None:
+    plans = StepSampler([0] * 50, policy=POLICY, base=BASE, tokens=8 * LARGEST, cells=2, repeats=2)
+    once = StepSampler([0] * 50, policy=POLICY, base=BASE, tokens=4 * LARGEST, cells=2)
+    assert plans.steps_in(0) == once.steps_in(0)
+    for step in range(plans.steps_in(0)):
+        plan, single = plans.plan(0, step), once.plan(0, step)
+        assert plan.cells == tuple(tuple(clip for clip in cell for _ in "12") for cell in single.cells)
+        assert plan.start == 2 * single.start
+        assert plan.clips * clip_tokens(POLICY, BASE, plan.spec) <= 8 * LARGEST
+    assert plans.count_clips(1).total() == 100
+    with pytest.raises(
+        GeometryError, match=r"\(256 tokens\), 2 times, for each of 2 micro.*it takes 1,024\."
+    ):
+        StepSampler([0] * 50, policy=POLICY, base=BASE, tokens=1023, cells=2, repeats=2)
+
+
 def test_fewer_clips_than_micro_batches_are_refused() -> None:
     message = "3 clips cannot be shared by 4 micro-batches (ranks times accumulation); use fewer of these."
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):

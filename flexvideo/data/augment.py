@@ -13,6 +13,7 @@ class Augment:
     """How training alters clips; without arguments, not at all.
 
     Args:
+        repeats: how often each clip is in its batch, altered otherwise each time.
         sampling: rule by which frames are chosen; see `sample_frames`.
         scale: smallest and largest share of a frame's area that a random crop keeps; None keeps the largest
             centred rectangle of the right aspect.
@@ -35,6 +36,7 @@ class Augment:
         4
     """
 
+    repeats: int = 1
     sampling: Sampling = "uniform"
     scale: tuple[float, float] | None = None
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -50,6 +52,7 @@ class Augment:
     def __post_init__(self) -> None:
         scale = (1.0, 1.0) if self.scale is None else self.scale
         for name, fits, range_ in (
+            ("repeats", self.repeats >= 1, "1 or more"),
             ("sampling", self.sampling in get_args(Sampling), f"one of {', '.join(get_args(Sampling))}"),
             ("scale", 0 < scale[0] <= scale[1] <= 1, "None, or two shares above 0 and up to 1 that ascend"),
             ("ratio", 0 < self.ratio[0] <= self.ratio[1], "two positive numbers that ascend"),
@@ -75,6 +78,7 @@ AUGMENTS = {
     "light": Augment(sampling="random", scale=(0.5, 1.0), flip=None),
     # Source: the official scripts of VideoMamba, exp/k400 (rand-m7-n4-mstd0.5-inc1 and so on).
     "videomamba": Augment(
+        repeats=2,
         sampling="videomamba-random",
         scale=(0.08, 1.0),
         flip=None,

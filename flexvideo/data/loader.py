@@ -130,6 +130,7 @@ class FlexLoader:
             seed=seed,
             steps=steps,
             balanced=balanced,
+            repeats=self.augment.repeats,
         )
 
     def steps_in(self, epoch: int) -> int:
@@ -150,7 +151,7 @@ class FlexLoader:
         return self._sampler.plan(epoch, step)
 
     def summary(self, epochs: int) -> Counter[ClipSpec]:
-        """Count the clips that a training of so many epochs sees at each spec."""
+        """Count the clips that a training of so many epochs sees at each spec, repeats included."""
         return self._sampler.count_clips(epochs)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[list[Batch]]:
@@ -161,7 +162,8 @@ class FlexLoader:
             start: the step to begin with.
 
         Raises:
-            VideoError: a clip cannot be read, and the source is not told to skip it.
+            VideoError: a clip cannot be read, and the source is not told to skip it; or it is, and not one
+                clip of the epoch can be read.
             RuntimeError: a worker process died.
         """
         reads = iter(
@@ -175,8 +177,16 @@ class FlexLoader:
                 generator=torch.Generator(),  # PyTorch draws from it, and else from the state of the process
             )
         )
-        for _ in range(start, self.steps_in(epoch)):
-            yield [self._batch(next(reads)) for _ in range(self._accumulate)]
+        steps, readable = range(start, self.steps_in(epoch)), False
+        for _ in steps:
+            step = [next(reads) for _ in range(self._accumulate)]
+            readable = readable or any(len(read.errors) < len(read.cell.indices) for read in step)
+            yield [self._batch(read) for read in step]
+        if steps and not readable:
+            raise VideoError(
+                f"Not one clip of {self.source.name} could be read in epoch {epoch}; one of them: "
+                f"{next(iter(self.source.skipped.values()))}"
+            )
 
     def _cells(self, epoch: int, start: int) -> Iterator[Cell]:
         for step in range(start, self.steps_in(epoch)):

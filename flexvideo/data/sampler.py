@@ -105,6 +105,7 @@ class StepSampler:
         steps: steps of an epoch, which then walks over the clips as often as it takes; None is one pass, of
             as many steps as it takes: epochs differ by a few, for they draw other sizes.
         balanced: see `epoch_order`.
+        repeats: how often each clip is there, side by side in its cell; the budget counts every one.
 
     Raises:
         ConfigError: fewer clips than cells.
@@ -129,6 +130,7 @@ class StepSampler:
         seed: int = 0,
         steps: int | None = None,
         balanced: bool = False,
+        repeats: int = 1,
     ):
         if len(labels) < cells:
             raise ConfigError(
@@ -136,8 +138,12 @@ class StepSampler:
                 "use fewer of these."
             )
         self._labels, self._policy, self._base = tuple(labels), policy, base
-        self._cells, self._seed, self._steps, self._balanced = cells, seed, steps, balanced
-        self._sizes = {spec: _step_clips(policy, base, spec, tokens, cells) for spec in policy.specs(base)}
+        self._cells, self._seed, self._steps = cells, seed, steps
+        self._balanced, self._repeats = balanced, repeats
+        self._sizes = {
+            spec: _step_clips(policy, base, spec, tokens=tokens, cells=cells, repeats=repeats)
+            for spec in policy.specs(base)
+        }
         self._schedules: dict[int, _Schedule] = {}
         self._order: tuple[tuple[int, int], list[int]] = ((-1, -1), [])
 
@@ -157,10 +163,10 @@ class StepSampler:
         """
         schedule = self._schedule(epoch)
         start, end = schedule.ends[step - 1] if step else 0, schedule.ends[step]
-        clips = [self._clip(epoch, place) for place in range(start, end)]
+        clips = [self._clip(epoch, place) for place in range(start, end) for _ in range(self._repeats)]
         size = len(clips) // self._cells
         cells = tuple(tuple(clips[i * size : (i + 1) * size]) for i in range(self._cells))
-        return StepPlan(schedule.specs[step], cells, start)
+        return StepPlan(schedule.specs[step], cells, start * self._repeats)
 
     def count_clips(self, epochs: int) -> Counter[ClipSpec]:
         """Count the clips of each spec over the epochs from 0 on."""
@@ -168,7 +174,7 @@ class StepSampler:
         for epoch in range(epochs):
             schedule = self._schedule(epoch)
             for spec, begin, end in zip(schedule.specs, (0, *schedule.ends), schedule.ends, strict=False):
-                counted[spec] += end - begin
+                counted[spec] += (end - begin) * self._repeats
         return counted
 
     def _schedule(self, epoch: int) -> "_Schedule":
@@ -204,14 +210,16 @@ class _Schedule(NamedTuple):
     ends: list[int]
 
 
-def _step_clips(policy: Policy, base: Base, spec: ClipSpec, tokens: int, cells: int) -> int:
+def _step_clips(policy: Policy, base: Base, spec: ClipSpec, *, tokens: int, cells: int, repeats: int) -> int:
     """Clips of a step: as many as the budget holds, shared evenly by the cells."""
-    each = clip_tokens(policy, base, spec)
+    each = clip_tokens(policy, base, spec) * repeats
     if tokens < each * cells:
+        times = f", {repeats} times," if repeats > 1 else ""
         raise GeometryError(
             f"A budget of {tokens:,} tokens a step does not hold one clip of {spec.frames} x {spec.height} x "
-            f"{spec.width} ({each:,} tokens) for each of {cells} micro-batches (ranks times accumulation): "
-            f"it takes {each * cells:,}. Raise the budget, or use smaller clips or fewer micro-batches."
+            f"{spec.width} ({each // repeats:,} tokens){times} for each of {cells} micro-batches (ranks "
+            f"times accumulation): it takes {each * cells:,}. Raise the budget, or use smaller clips or "
+            "fewer micro-batches."
         )
     return tokens // (each * cells) * cells
 
