@@ -127,7 +127,7 @@ def test_accuracy_of_a_classifier() -> None:
     swapped = replace(found, values={c: v[:, [2, 0, 1]] for c, v in found.values.items()})
     assert accuracy(swapped).cells[0].metrics["top1"].value == 0
     assert accuracy(swapped, labels=("c", "a", "b")).cells[0].metrics["top1"].value == 1
-    with pytest.raises(DatasetError, match=r"The classifier has 3 classes and toys has 2: give a checkpoint"):
+    with pytest.raises(DatasetError, match=r"has a head for 3 classes, and toys has 2 classes: give one"):
         accuracy(replace(found, classes=("a", "b")))
     with pytest.raises(ConfigError, match="measured by its \"scores\"; these are 'cls' features"):
         accuracy(features())

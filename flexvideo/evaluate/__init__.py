@@ -22,5 +22,6 @@ from flexvideo.evaluate.results import save_result as save_result
 from flexvideo.evaluate.tasks import accuracy as accuracy
 from flexvideo.evaluate.tasks import knn as knn
 from flexvideo.evaluate.tasks import linear_probe as linear_probe
+from flexvideo.evaluate.tasks import require_classes as require_classes
 from flexvideo.evaluate.tasks import retrieval as retrieval
 from flexvideo.evaluate.views import Views as Views

@@ -101,9 +101,8 @@ def facts_of_source(source: ClipSource) -> SourceFacts:
         for index in {len(source) * part // _TRIED for part in range(_TRIED)} if len(source) else ():
             digest.update(source.read(index, frames=2, size=16).contiguous().numpy().tobytes())
     videos = source.listed()
-    return SourceFacts(
-        videos.name, videos.split, videos.fold, len(source), len(source.classes), digest.hexdigest()
-    )
+    split = getattr(getattr(source, "clips", None), "split", videos.split)  # of a drawn set
+    return SourceFacts(videos.name, split, videos.fold, len(source), len(source.classes), digest.hexdigest())
 
 
 def _hash_weights(model: nn.Module) -> str:

@@ -1,7 +1,9 @@
 """Figures drawn from results: the paper's Figure 3, accuracy against tokens, heat maps over T x R."""
 
 from collections.abc import Sequence
+from itertools import accumulate, cycle
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from flexvideo.evaluate.board import Board
@@ -22,7 +24,7 @@ _PANEL = (4.6, 3.6)  # inches
 def plot_sizes(results: Sequence[Result], path: str | Path, *, metric: str = "top1") -> Path:
     """Draw a metric over frame sizes: a panel for each data set, a line for each model and frame count.
 
-    The line of the frame count that does best on average is drawn bold for each model; the paper's Figure 3.
+    Of each model the frame count that does best on average is drawn bold; the paper's Figure 3.
 
     Args:
         results: of one task; of several the first.
@@ -34,28 +36,30 @@ def plot_sizes(results: Sequence[Result], path: str | Path, *, metric: str = "to
         ConfigError: results that cannot stand in one figure.
     """
     board, figure, panels = _panels(results, metric)
-    counts = sorted({frames for task, data in board.places for _, frames in board.lines(task, data)})
+    task, sizes = board.tasks[0], board.sizes(board.tasks[0])
+    counts = sorted({frames for data in board.sets(task) for _, frames in board.lines(task, data)})
     for data, axes in panels:
-        for name, colour in zip(board.names, _cycle(_COLOURS, len(board.names)), strict=True):
-            lines = _lines(board, board.tasks[0], data, name)
-            best = max(
-                lines, key=lambda frames: sum(y for _, y in lines[frames]) / len(lines[frames]), default=0
-            )
+        for name, colour in _coloured(board):
+            lines = _lines(board, task, data, name)
+            best = max(lines, key=lambda frames: fmean(y for _, y in lines[frames]), default=None)
             for frames, points in lines.items():
                 bold = frames == best
                 axes.plot(
-                    *zip(*points, strict=True),
+                    [sizes.index(size) for size, _ in points],
+                    [value for _, value in points],
                     color=colour,
-                    marker=_MARKERS[counts.index(frames) % len(_MARKERS)],
+                    marker=_marker(counts, frames),
                     markersize=5,
                     linewidth=2.4 if bold else 1.0,
                     alpha=1.0 if bold else 0.45,
-                    label=f"{name}, T = {frames}",
                 )
-        sizes = board.sizes(board.tasks[0])
-        axes.set_xticks(sizes, [str(size) for size in sizes], fontsize=8)
+        axes.set_xticks(range(len(sizes)), [str(size) for size in sizes], fontsize=9)
         axes.set_xlabel("frame size (px)")
-    return _save(figure, panels[0][1], path, columns=len(board.names))
+    for name, colour in _coloured(board):
+        panels[0][1].plot([], [], color=colour, linewidth=2.4, label=name)
+    for frames in counts:
+        panels[0][1].plot([], [], color="grey", marker=_marker(counts, frames), label=f"T = {frames}")
+    return _save(figure, panels[0][1], path)
 
 
 def plot_tokens(results: Sequence[Result], path: str | Path, *, metric: str = "top1") -> Path:
@@ -75,20 +79,21 @@ def plot_tokens(results: Sequence[Result], path: str | Path, *, metric: str = "t
     board, figure, panels = _panels(results, metric)
     task = board.tasks[0]
     for data, axes in panels:
-        for name, colour in zip(board.names, _cycle(_COLOURS, len(board.names)), strict=True):
+        for name, colour in _coloured(board):
             found = [
                 (board.cost(task, data, name, cell), board.score(task, data, name, cell))
                 for cell in board.cells(task, data, name)
             ]
             points = sorted((cost.tokens, score.value) for cost, score in found if cost and score)
-            if points:
-                x, y = zip(*points, strict=True)
-                axes.plot(x, y, "o", color=colour, markersize=5, alpha=0.6, label=name)
-                running = [max(y[: n + 1]) for n in range(len(y))]
-                axes.step(x, running, where="post", color=colour, linewidth=1.6)
+            if not points:
+                continue
+            tops = dict(points)  # of cells with the same tokens, the best comes last
+            axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=5, alpha=0.6)
+            running = list(accumulate(tops.values(), max))
+            axes.step(list(tops), running, where="post", color=colour, linewidth=1.6, label=name)
         axes.set_xscale("log")
         axes.set_xlabel("tokens of a clip")
-    return _save(figure, panels[0][1], path, columns=min(4, len(board.names)))
+    return _save(figure, panels[0][1], path)
 
 
 def plot_heat_maps(results: Sequence[Result], path: str | Path, *, metric: str = "top1") -> Path:
@@ -109,15 +114,16 @@ def plot_heat_maps(results: Sequence[Result], path: str | Path, *, metric: str =
     board = Board(results, metric=metric)
     task, sizes = board.tasks[0], board.sizes(board.tasks[0])
     sets = board.sets(task)
-    counts = sorted({frames for data in sets for _, frames in board.lines(task, data)})
-    width, height = 0.62 * len(sizes) + 1.1, 0.52 * len(counts) + 1.0
-    figure = Figure(figsize=(width * len(board.names) + 0.8, height * len(sets) + 0.5), layout="constrained")
-    panels = figure.subplots(len(sets), len(board.names), squeeze=False)
-    for data, row in zip(sets, panels, strict=True):
-        tables = [_table(board, task, data, name, counts, sizes) for name in board.names]
+    counts = [sorted({frames for _, frames in board.lines(task, data)}) for data in sets]
+    heights = [0.42 * len(each) + 1.0 for each in counts]
+    width = (0.56 * len(sizes) + 0.6) * len(board.names) + 0.8
+    figure = Figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
+    panels = figure.subplots(len(sets), len(board.names), squeeze=False, height_ratios=heights)
+    for data, frames, row in zip(sets, counts, panels, strict=True):
+        tables = [_table(board, task, data, name, frames, sizes) for name in board.names]
         known = [value for table in tables for line in table for value in line if value is not None]
         for name, table, axes in zip(board.names, tables, row, strict=True):
-            _heat_map(axes, table, counts, sizes, (min(known), max(known)))
+            _heat_map(axes, table, frames, sizes, (min(known), max(known)))
             axes.set_title(name, fontsize=10)
             if axes is row[0]:
                 axes.set_ylabel(f"{data}\nframes T")
@@ -179,13 +185,17 @@ def _table(
     return [[lines.get(count, {}).get(size) for size in sizes] for count in counts]
 
 
-def _save(figure: "Figure", axes: "Axes", path: str | Path, *, columns: int) -> Path:
+def _save(figure: "Figure", axes: "Axes", path: str | Path) -> Path:
     """Write a figure with one legend below all panels."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, columns), fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=9)
     figure.savefig(path, dpi=130)
     return Path(path)
 
 
-def _cycle(items: Sequence[str], count: int) -> list[str]:
-    return [items[n % len(items)] for n in range(count)]
+def _coloured(board: Board) -> list[tuple[str, str]]:
+    return list(zip(board.names, cycle(_COLOURS), strict=False))
+
+
+def _marker(counts: Sequence[int], frames: int) -> str:
+    return _MARKERS[counts.index(frames) % len(_MARKERS)]

@@ -149,16 +149,30 @@ def accuracy(
         raise ConfigError(f'A classifier is measured by its "scores"; these are {scores.output!r} features.')
     found = []
     for cell, values in scores.values.items():
-        if values.shape[1] != len(scores.classes):
-            raise DatasetError(
-                f"The classifier has {values.shape[1]} classes and {scores.source.data} has "
-                f"{len(scores.classes)}: give a checkpoint that was trained on {scores.source.data}, or use "
-                "`probe` or `retrieve`, which need no head."
-            )
+        require_classes(values.shape[1], scores.source.data, len(scores.classes))
         if labels and sorted(labels) == sorted(scores.classes):
             values = values[:, [list(labels).index(each) for each in scores.classes]]
         found.append(_scored(scores, cell, values))
     return _result("finetune" if finetuned else "accuracy", name, scores, None, found, {})
+
+
+def require_classes(outputs: int, data: str, classes: int) -> None:
+    """Refuse a classifier that cannot be of a data set, before the work of finding out.
+
+    Args:
+        outputs: of its head; 0 where it has none.
+        data: name of the data set.
+        classes: of the data set.
+
+    Raises:
+        DatasetError: it has no head, or one for another number of classes.
+    """
+    if outputs != classes:
+        found = f"a head for {outputs} classes" if outputs else "no classification head"
+        raise DatasetError(
+            f"The checkpoint has {found}, and {data} has {classes} classes: give one that was trained on "
+            f"{data}, or use `probe` or `retrieve`, which need no head."
+        )
 
 
 def _plain(value: Any) -> Any:

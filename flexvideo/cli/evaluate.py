@@ -1,0 +1,313 @@
+"""Commands that measure models: `retrieve`, `probe`, `evaluate`; and `table`, which shows results."""
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from torch import nn
+
+from flexvideo.active import flex_within
+from flexvideo.cli.shared import (
+    Commands,
+    Options,
+    command,
+    device_argument,
+    device_of,
+    load_model,
+    name,
+    progress,
+    rule_argument,
+    source_arguments,
+)
+from flexvideo.data.datasets import DATASETS, open_dataset
+from flexvideo.data.motion import MotionSet
+from flexvideo.data.source import ClipSource, RenderedSource, VideoSource, require_learnable
+from flexvideo.errors import ConfigError, VideoError
+from flexvideo.evaluate import (
+    Features,
+    NativeSize,
+    Probe,
+    Result,
+    accuracy,
+    cells,
+    extract,
+    knn,
+    linear_probe,
+    load_result,
+    require_classes,
+    retrieval,
+    save_result,
+)
+from flexvideo.evaluate.extraction import TOKENS
+from flexvideo.evaluate.grid import Cell
+from flexvideo.evaluate.probe import Method
+from flexvideo.evaluate.render import FORMATS, markdown
+from flexvideo.evaluate.runner import Output
+from flexvideo.evaluate.tables import SHAPES, geometry_tables
+from flexvideo.models import VideoMamba
+from flexvideo.output import require_folder
+from flexvideo.policy import POLICIES
+from flexvideo.swap import make_flexible, restore
+
+RETRIEVE = """\
+Retrieve videos of the same class over a grid of geometries: top-1, R@5/10/20 and mAP, with intervals.
+Queries are the test split, the gallery is the train split, similarity is the cosine of class tokens. Every
+video is decoded once for the whole grid; features are kept in OUT/features, so that a killed run goes on and
+a larger grid only adds to them. The result is a JSON file with the protocol written out; `flexvideo table`
+shows it beside others.
+
+Baselines of a model that was trained at one size: `--policy static-patch --rule paper` resizes its tables, as
+the paper does; `--policy native` resizes the clip to the model's own size and frame count; `--policy
+static-tokens --rule auto` makes it flexible without training."""
+PROBE = """\
+Train a linear classifier of frozen features: accuracy on the test split, at 16 x 224 px or over a grid.
+Its settings are chosen on a fifth of the train split that is held out, never on the test split; then it is
+trained on all of the train split."""
+EVALUATE = """\
+Measure a classifier by its own head over a grid of geometries: top-1 and top-5 of the test split.
+With several clips and crops of a video the class probabilities are averaged."""
+TABLE = """\
+Show results side by side: tables in the shapes of the paper's, and figures.
+The first model given is the one that others are compared with. Shapes: geometry (its Table 1: T x R), tasks
+(Table 2: probing and fine-tuning), models (Table 3: data sets), differences (points above the first model
+with 95 % intervals), costs (tokens and GFLOPs), cells (everything, for a spreadsheet)."""
+_MOTION = "motion"
+
+
+def add(commands: Commands) -> None:
+    """Register the commands."""
+    example = (
+        "flexvideo retrieve model.safetensors --data ucf101:/data/ucf101 --frames 8 16 32 64 "
+        "--sizes 96 128 224 --out results/"
+    )
+    retrieve = command(commands, "retrieve", _retrieve, RETRIEVE, example=example)
+    _shared_arguments(retrieve, features=True)
+    retrieve.add_argument(
+        "--gallery", type=_cell, metavar="TxR", help="one geometry for the gallery (default: the queries')"
+    )
+    retrieve.add_argument(
+        "--knn", type=int, metavar="K", help="classify by the K nearest neighbours too; DINO's K is 20"
+    )
+    example = "flexvideo probe model.safetensors --data hmdb51:/data/hmdb51 --out results/"
+    probe = command(commands, "probe", _probe, PROBE, example=example)
+    _shared_arguments(probe, features=True)
+    probe.add_argument(
+        "--method",
+        choices=get_args(Method),
+        default="adamw",
+        help="adamw: a grid of learning rates and weight decays; lbfgs: logistic regression solved exactly",
+    )
+    example = "flexvideo evaluate model.safetensors --data k400:/data/k400 --clips 4 --crops 3 --out results/"
+    evaluate = command(commands, "evaluate", _evaluate, EVALUATE, example=example)
+    _shared_arguments(evaluate, features=False)
+    evaluate.add_argument(
+        "--finetuned", action="store_true", help="tables are to say that it was fine-tuned on this data set"
+    )
+    example = "flexvideo table results/*.json --shape differences --figures figures/"
+    _table_arguments(command(commands, "table", _table, TABLE, example=example))
+
+
+def _shared_arguments(parser: argparse.ArgumentParser, *, features: bool) -> None:
+    source_arguments(parser)
+    kinds = f"the kinds are {', '.join(DATASETS)}; {_MOTION}:short and {_MOTION}:long are drawn, not read"
+    parser.add_argument("--data", required=True, metavar="KIND:PATH", help=f"a data set; {kinds}")
+    parser.add_argument("--fold", metavar="N", help="division into splits (default: the usual one)")
+    parser.add_argument(
+        "--splits", nargs=2, metavar=("TRAIN", "TEST"), help="default: the set's own, or train and test"
+    )
+    parser.add_argument("--annotations", metavar="DIR", help="where the split files are, if elsewhere")
+    for option, letter, usual in (("frames", "T", 16), ("sizes", "R", 224)):
+        what = "frame counts" if option == "frames" else "frame sizes in pixels"
+        parser.add_argument(
+            f"--{option}",
+            type=int,
+            nargs="+",
+            default=[usual],
+            metavar=letter,
+            help=f"{what} (default: {usual})",
+        )
+    parser.add_argument(
+        "--patches", type=int, nargs="+", default=[None], metavar="P", help="patches (default: the policy's)"
+    )
+    parser.add_argument(
+        "--policy", choices=[*POLICIES, "native"], help="default: the checkpoint's, or static-tokens"
+    )
+    rule_argument(parser)
+    _reading_arguments(parser)
+    if features:
+        parser.add_argument(
+            "--pool", choices=("cls", "mean"), default="cls", help="class token, or mean of the patch tokens"
+        )
+        parser.set_defaults(gallery=None)
+    parser.add_argument("--name", default="", help="what tables call the model (default: file and policy)")
+    parser.add_argument("--out", required=True, type=name, metavar="DIR", help="where the result goes")
+
+
+def _reading_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--clips", type=int, default=1, metavar="N", help="of a video, spread over it (default: 1)"
+    )
+    parser.add_argument(
+        "--crops", type=int, default=1, metavar="N", help="of a clip, along its longer side (default: 1)"
+    )
+    parser.add_argument(
+        "--sampling",
+        choices=("uniform", "linspace", "videomamba"),
+        default="uniform",
+        help="which frames make a clip (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out, and report, videos that cannot be read"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=TOKENS, metavar="N", help="in a forward pass (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="threads that read videos (default: %(default)s)"
+    )
+    device_argument(parser)
+
+
+def _table_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", nargs="+", type=name, metavar="RESULT", help="files that the others wrote")
+    parser.add_argument("--shape", choices=list(SHAPES), default="geometry", help="default: %(default)s")
+    parser.add_argument(
+        "--metric", default="top1", help="top1, balanced, mAP, R@5, ... (default: %(default)s)"
+    )
+    parser.add_argument("--format", choices=list(FORMATS), default="md", help="default: %(default)s")
+    parser.add_argument(
+        "--figures", type=name, metavar="DIR", help="draw sizes.png, tokens.png and grid.png here"
+    )
+
+
+def _retrieve(options: Options) -> None:
+    test, train = _pair(options)
+    results = [retrieval(test, train, name=options.name, at=options.gallery)]
+    if options.knn:
+        results.append(knn(test, train, name=options.name, k=options.knn))
+    _report(options, results)
+
+
+def _probe(options: Options) -> None:
+    test, train = _pair(options)
+    probed = linear_probe(train, test, name=options.name, probe=Probe(method=options.method))
+    _report(options, [probed])
+
+
+def _evaluate(options: Options) -> None:
+    require_folder(options.out)
+    _, split = _splits(options)
+    source = _source(options, split)
+    model = _model(options)
+    inner = model.model if isinstance(model, NativeSize) else model
+    require_classes(inner.num_classes, source.listed().name, len(source.classes))
+    scores = _extract(options, model, source, grid=_grid(options), output="scores")
+    result = accuracy(scores, name=options.name, labels=inner.labels, finetuned=options.finetuned)
+    _report(options, [result])
+
+
+def _table(options: Options) -> None:
+    results = [load_result(path) for path in options.results]
+    tables = SHAPES[options.shape](results, metric=options.metric)
+    print("\n\n".join(FORMATS[options.format](table) for table in tables))
+    if options.figures:
+        from flexvideo.evaluate.figures import plot_heat_maps, plot_sizes, plot_tokens
+
+        folder = require_folder(options.figures)
+        for draw, file in (
+            (plot_sizes, "sizes.png"),
+            (plot_tokens, "tokens.png"),
+            (plot_heat_maps, "grid.png"),
+        ):
+            print(f"figure: {draw(results, folder / file, metric=options.metric)}")
+
+
+def _pair(options: Options) -> tuple[Features, Features]:
+    """Features of the test and the train split."""
+    require_folder(options.out)
+    learnt, tried = (_source(options, split) for split in _splits(options))
+    require_learnable(learnt, tried)
+    model = _model(options)
+    grid = _grid(options)
+    test = _extract(options, model, tried, grid=grid, output=options.pool)
+    gallery = (options.gallery,) if options.gallery else grid
+    return test, _extract(options, model, learnt, grid=gallery, output=options.pool)
+
+
+def _grid(options: Options) -> tuple[Cell, ...]:
+    return cells(options.frames, options.sizes, options.patches)
+
+
+def _splits(options: Options) -> tuple[str, str]:
+    """Names of the split to learn from and of the one to try on."""
+    kind = options.data.partition(":")[0]
+    names = DATASETS[kind].splits.names if kind in DATASETS else ()
+    train, test = options.splits or ((names[0], names[-1]) if names else ("train", "test"))
+    return train, test
+
+
+def _source(options: Options, split: str) -> ClipSource:
+    kind, _, place = options.data.partition(":")
+    if kind == _MOTION:
+        length, _, count = place.partition(":")
+        if length not in ("short", "long") or not (count.isdigit() or not count):
+            raise ConfigError(
+                f"The drawn sets are {_MOTION}:short and {_MOTION}:long, or {_MOTION}:short:20 for 20 clips a "
+                f"class; got {options.data!r}."
+            )
+        clips = MotionSet(split, kind=length, per_class=int(count or 100))
+        return RenderedSource(clips, name=f"{_MOTION} {length}")
+    fold = int(options.fold) if options.fold and options.fold.isdigit() else options.fold
+    videos = open_dataset(options.data, split=split, fold=fold, annotations=options.annotations)
+    return VideoSource(videos, on_error="skip" if options.skip_unreadable else "raise")
+
+
+def _model(options: Options) -> VideoMamba | NativeSize:
+    native = options.policy == "native"
+    model = load_model(options, policy=None if native else options.policy, device=device_of(options))
+    if not native:
+        return make_flexible(model)
+    return NativeSize(model if flex_within(model) is None else restore(model))
+
+
+def _extract(
+    options: Options, model: nn.Module, source: ClipSource, *, grid: tuple[Cell, ...], output: Output
+) -> Features:
+    try:
+        with progress(f"videos of {source.name}", len(source)) as bar:
+            return extract(
+                model,
+                source,
+                grid=grid,
+                clips=options.clips,
+                crops=options.crops,
+                sampling=options.sampling,
+                output=output,
+                tokens=options.tokens,
+                workers=options.workers,
+                cache=Path(options.out) / "features",
+                progress=bar,
+            )
+    except VideoError as error:
+        if options.skip_unreadable:
+            raise
+        raise VideoError(f"{error} With --skip-unreadable such videos are left out and reported.") from error
+
+
+def _report(options: Options, results: list[Result]) -> None:
+    for result in results:
+        path = save_result(result, options.out)
+        for table in geometry_tables([result]):
+            print(markdown(table))
+        counts = f"{len(result.labels):,} videos of {result.data} {result.queries.split}"
+        if result.gallery:
+            counts += f", {result.gallery.clips:,} of {result.gallery.split}"
+        skipped = f"; {len(result.skipped):,} could not be read" if result.skipped else ""
+        print(f"\n{counts}{skipped}\nresult: {path}\n")
+
+
+def _cell(text: str) -> Cell:
+    frames, _, size = text.partition("x")
+    if not (frames.isdigit() and size.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no geometry such as 16x224, frames x pixels")
+    return Cell(int(frames), int(size))

@@ -1,0 +1,204 @@
+"""`retrieve`, `probe`, `evaluate` and `table` as a user types them, on UCF101's layout and on drawn clips."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small import build
+
+import flexvideo as fv
+from flexvideo.cli import main
+from flexvideo.data.motion import MotionSet
+from flexvideo.data.ucf import write_ucf101
+from flexvideo.evaluate import load_result
+
+ACTIONS = ("bow", "jump", "clap", "squat", "wave_left")  # as many as the model has classes
+GRID = ["--frames", "2", "4", "--sizes", "24", "32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, one without a head, and a data set."""
+    root = tmp_path_factory.mktemp("cli")
+    fv.save(build(), root / "vanilla.safetensors")
+    fv.save(fv.make_flexible(build()), root / "flexible.safetensors")
+    fv.save(build(num_classes=0), root / "headless.safetensors")
+    fv.save(build(num_classes=7), root / "seven.safetensors")
+    train, test = (MotionSet(split, actions=ACTIONS, per_class=n) for split, n in (("train", 3), ("test", 2)))
+    write_ucf101(root / "ucf", train=train, test=test, size=(32, 40), fps=5.0)
+    return root
+
+
+def results(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.json"))
+
+
+def test_from_videos_to_tables(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = f"ucf101:{root / 'ucf'}", str(tmp_path / "results")
+    common = ["--data", data, *GRID, "--out", out]
+    vanilla = [str(root / "vanilla.safetensors"), *common]
+    assert (
+        main(
+            ["retrieve", *vanilla, "--name", "tables resized", "--policy", "static-patch", "--rule", "paper"]
+        )
+        == 0
+    )
+    assert main(["retrieve", *vanilla, "--name", "clip resized", "--policy", "native"]) == 0
+    flexible = ["retrieve", str(root / "flexible.safetensors"), *common, "--name", "flexible", "--knn", "5"]
+    assert main(flexible) == 0
+    printed = capsys.readouterr().out
+    assert "10 videos of UCF101 test, 15 of train" in printed
+    files = results(tmp_path / "results")
+    assert len(files) == 4
+    found = {(load_result(path).task, load_result(path).name): load_result(path) for path in files}
+    native = found["retrieval", "clip resized"]
+    assert native.model.policy == {"name": "native"}
+    assert {cell.cost.tokens for cell in native.cells} == {65}
+    one = found["retrieval", "flexible"]
+    assert (one.queries.data, one.queries.split, one.queries.fold) == ("UCF101", "test", "1")
+    assert set(one.cells[0].metrics) == {"top1", "balanced", "R@5", "R@10", "R@20", "mAP"}
+    assert all(cell.cost.gflops > 0 for cell in one.cells)
+    retrieved = [str(path) for path in files if path.name.startswith("retrieval")]
+    assert main(["table", *retrieved, "--figures", str(tmp_path / "figures")]) == 0
+    printed = capsys.readouterr().out
+    assert "| 24 px | 32 px | Avg. Δ |" in printed.replace("  ", " ").replace("  ", " ")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"sizes.png", "tokens.png", "grid.png"}
+    for shape in ("differences", "models", "costs", "cells"):
+        for format_ in ("md", "latex", "csv"):
+            assert main(["table", *retrieved, "--shape", shape, "--format", format_]) == 0
+    assert main(["table", *map(str, files)]) == 0
+    assert "Nearest neighbours" in capsys.readouterr().out
+
+
+def test_what_is_kept_is_used_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["retrieve", str(root / "flexible.safetensors"), "--data", f"ucf101:{root / 'ucf'}", *GRID]
+    arguments += ["--out", str(tmp_path)]
+    assert main(arguments) == 0
+    before = load_result(results(tmp_path)[0])
+    monkeypatch.setattr("flexvideo.data.source.VideoSource._take", None)  # nothing is read any more
+    assert main(arguments) == 0
+    (path,) = results(tmp_path)
+    assert load_result(path) == before
+    assert main([*arguments, "--gallery", "4x32"]) == 0
+    assert main([*arguments, "--gallery", "4x32", "--sizes", "24"]) == 0
+    assert len(results(tmp_path)) == 3
+
+
+def test_drawn_clips_need_no_files(root: Path, tmp_path: Path) -> None:
+    arguments = [
+        "retrieve",
+        str(root / "flexible.safetensors"),
+        "--data",
+        "motion:short:1",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main([*arguments, "--frames", "2", "--sizes", "16", "--device", "cpu", "--pool", "mean"]) == 0
+    result = load_result(results(tmp_path)[0])
+    assert (result.data, result.queries.split, result.gallery.split) == ("motion short", "test", "train")
+    assert len(result.labels) == 18
+    assert result.protocol["output"] == "mean"
+
+
+@pytest.mark.parametrize("method", ["adamw", "lbfgs"])
+def test_probe(root: Path, tmp_path: Path, method: str) -> None:
+    arguments = ["probe", str(root / "flexible.safetensors"), "--data", f"ucf101:{root / 'ucf'}", *GRID]
+    assert main([*arguments, "--method", method, "--out", str(tmp_path)]) == 0
+    result = load_result(results(tmp_path)[0])
+    assert result.task == "probe"
+    assert result.protocol["probe"]["method"] == method
+    assert len(result.cells) == 4
+
+
+def test_evaluate(root: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", str(root / "flexible.safetensors"), "--data", f"ucf101:{root / 'ucf'}", *GRID]
+    assert main([*arguments, "--clips", "2", "--crops", "3", "--finetuned", "--out", str(tmp_path)]) == 0
+    result = load_result(results(tmp_path)[0])
+    assert result.task == "finetune"
+    assert result.protocol["views"]["crops"] == 3
+    assert set(result.cells[0].metrics) == {"top1", "balanced", "top5"}
+    assert result.cells[0].metrics["top5"].value == 1
+
+
+def test_a_bad_video_is_skipped_when_asked(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        for n, name in enumerate(("bow", "jump")):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for k in range(2):
+                clip = torch.full((6, 32, 32, 3), 60 * (2 * n + k), dtype=torch.uint8)
+                fv.write_video(tmp_path / "set" / split / name / f"{k}.mp4", clip)
+    (tmp_path / "set" / "test" / "jump" / "bad.mp4").write_text("no video")
+    arguments = [
+        "retrieve",
+        str(root / "flexible.safetensors"),
+        "--data",
+        f"folder:{tmp_path / 'set'}",
+        *GRID,
+    ]
+    arguments += ["--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "With --skip-unreadable such videos are left out and reported." in capsys.readouterr().err
+    assert not results(tmp_path / "out")
+    assert main([*arguments, "--skip-unreadable"]) == 0
+    printed = capsys.readouterr()
+    assert "4 videos of set test, 4 of train; 1 could not be read" in printed.out
+    assert "bad.mp4" in printed.err
+    content = json.loads(results(tmp_path / "out")[0].read_text())
+    assert "bad.mp4" in content["skipped"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["evaluate", "{root}/headless.safetensors", "--data", "{ucf}"],
+            "has no classification head, and UCF101 has 5",
+        ),
+        (
+            ["evaluate", "{root}/seven.safetensors", "--data", "{ucf}"],
+            "has a head for 7 classes, and UCF101 has 5",
+        ),
+        (["retrieve", "{root}/none.safetensors", "--data", "{ucf}"], "none.safetensors"),
+        (["retrieve", "{root}/flexible.safetensors", "--data", "{root}"], "names no data set"),
+        (
+            ["retrieve", "{root}/flexible.safetensors", "--data", "motion:huge"],
+            "motion:short and motion:long",
+        ),
+        (["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--fold", "9"], "9"),
+        (
+            ["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--sizes", "3"],
+            "3 px is smaller than",
+        ),
+        (["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--frames", "0"], "at least 1 frame"),
+        (["probe", "{root}/flexible.safetensors", "--data", "{missing}"], "has no video in"),
+        (
+            ["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--gallery", "8x8"],
+            "no features at 8x8",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(root, tmp_path, capsys, arguments, says) -> None:
+    for split, names in (("train", "a"), ("test", "ab")):
+        for name in "ab":
+            (tmp_path / "missing" / split / name).mkdir(parents=True)
+        for name in names:
+            (tmp_path / "missing" / split / name / "1.mp4").write_text("never read")
+    places = {"root": root, "ucf": f"ucf101:{root / 'ucf'}", "missing": f"folder:{tmp_path / 'missing'}"}
+    typed = [argument.format(**places) for argument in arguments]
+    extra = [] if "--sizes" in typed else ["--sizes", "24"]
+    extra += [] if "--frames" in typed else ["--frames", "2"]
+    assert main([*typed, *extra, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"flexvideo {arguments[0]}: ")
+    assert says in error
+
+
+@pytest.mark.parametrize("command", ["retrieve", "probe", "evaluate", "table"])
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "example:" in capsys.readouterr().out
