@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexvideo.errors import UnsupportedModelError
 from flexvideo.families import (
     cached_sizes,
     conv_sizes,
@@ -72,17 +71,18 @@ def _configurations(host: nn.Module) -> Iterator[str]:
 
 def configuration_built_for(geometry: Geometry, stored: Any) -> Any:
     """The configuration changed to that of a model built for a geometry; squares as one number."""
-    frame, patch = (geometry.height, geometry.width), geometry.patch
-    sizes: dict[str, Any] = {
-        **{"image_size": frame, "crop_size": frame, "patch_size": patch},
-        **{"num_frames": geometry.frames, "frames_per_clip": geometry.frames},
+    sizes: dict[str, tuple[int, int]] = {
+        **{"image_size": (geometry.height, geometry.width), "patch_size": geometry.patch},
+        "crop_size": (geometry.height, geometry.width),  # V-JEPA 2's, which cannot say of other than squares
     }
-    for name, size in sizes.items():
-        if hasattr(stored, name):
-            square = isinstance(size, tuple) and size[0] == size[1] and isinstance(getattr(stored, name), int)
-            setattr(stored, name, size[0] if square else list(size) if isinstance(size, tuple) else size)
+    for name, (height, width) in sizes.items():
+        if hasattr(stored, name) and (height == width or name != "crop_size"):
+            one = height == width and isinstance(getattr(stored, name), int)
+            setattr(stored, name, height if one else [height, width])
+    for name in {"num_frames", "frames_per_clip"} & vars(stored).keys():
+        setattr(stored, name, geometry.frames)
     if isinstance(getattr(stored, "tubelet_size", None), list | tuple):  # ViViT's, with the patch in it
-        stored.tubelet_size = [geometry.tubelet, *patch]
+        stored.tubelet_size = [geometry.tubelet, *geometry.patch]
     return stored
 
 
@@ -136,45 +136,6 @@ def _base(host: Any) -> Base:
     assert sizes is not None
     height, width = as_pair(image, what="image_size")
     return Base(getattr(host.config, "num_frames", None), height, width, *sizes)
-
-
-@register_family("ViT of transformers")
-def vit(host: nn.Module) -> Plan | None:
-    """ViT for images, its classifier too.
-
-    Source: transformers, models/vit/modeling_vit.py.
-    """
-    if class_named(host, "transformers", "ViTForMaskedImageModeling"):
-        raise UnsupportedModelError(
-            "ViTForMaskedImageModeling cannot flex, because it takes its own frames for square ones of one "
-            "size when it puts pixels back together: make its encoder flexible, `model.vit`."
-        )
-    return bare_or_within(host, ("ViTModel",), ("ViTForImageClassification",), image_encoder)
-
-
-def patch_configuration(geometry: Geometry, stored: Any) -> Any:
-    """Copy of the configuration with the patch in force, by which a backbone gives its maps their shape."""
-    sized = copy.copy(stored)
-    sized.patch_size = geometry.patch if patch_side(geometry, 0) is None else geometry.patch[0]
-    return sized
-
-
-@register_family("DINOv2 of transformers")
-def dinov2(host: nn.Module) -> Plan | None:
-    """DINOv2 for images, with registers or without, its classifiers and backbones too.
-
-    Register tokens have no rows in the table. DINOv2 itself resizes as rule "paper" does, DINOv2 with
-    registers with antialiasing, as rule "auto" does.
-
-    Source: transformers, models/dinov2 and models/dinov2_with_registers.
-    """
-    kinds = ("Dinov2", "Dinov2WithRegisters")
-    bare = tuple(f"{kind}{part}" for kind in kinds for part in ("Model", "Backbone"))
-    around = tuple(f"{kind}ForImageClassification" for kind in kinds)
-    found = bare_or_within(host, bare, around, image_encoder)
-    if found is None or not class_named(host, "transformers", *(f"{kind}Backbone" for kind in kinds)):
-        return found
-    return replace(found, state=(*found.state, State("config", patch_configuration)))
 
 
 def image_encoder(host: Any) -> Plan:

@@ -1,8 +1,9 @@
-"""Image encoders of transformers that are recognised beside ViT and DINOv2, bare or within other models.
+"""Image encoders of transformers that are recognised, bare or within other models.
 
 Tested with transformers 5.23; see `flexvideo.families_hf`.
 """
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -26,12 +27,51 @@ from flexvideo.families_hf import (
     bare_or_within,
     class_named,
     image_encoder,
-    patch_configuration,
     patch_side,
     stored_sizes,
 )
 from flexvideo.geometry import Base, Geometry, as_pair
 from flexvideo.plan import ClassRow, Plan, State, Table
+
+
+@register_family("ViT of transformers")
+def vit(host: nn.Module) -> Plan | None:
+    """ViT for images, its classifier too.
+
+    Source: transformers, models/vit/modeling_vit.py.
+    """
+    if class_named(host, "transformers", "ViTForMaskedImageModeling"):
+        raise UnsupportedModelError(
+            "ViTForMaskedImageModeling cannot flex, because it takes its own frames for square ones of one "
+            "size when it puts pixels back together: make its encoder flexible, `model.vit`."
+        )
+    return bare_or_within(host, ("ViTModel",), ("ViTForImageClassification",), image_encoder)
+
+
+def patch_configuration(geometry: Geometry, stored: Any) -> Any:
+    """Copy of the configuration with the patch in force, by which a backbone gives its maps their shape."""
+    sized = copy.copy(stored)
+    sized.patch_size = geometry.patch if patch_side(geometry, 0) is None else geometry.patch[0]
+    return sized
+
+
+@register_family("DINOv2 of transformers")
+def dinov2(host: nn.Module) -> Plan | None:
+    """DINOv2 for images, with registers or without, its classifiers and backbones too.
+
+    Register tokens have no rows in the table. DINOv2 itself resizes as rule "paper" does, DINOv2 with
+    registers with antialiasing, as rule "auto" does.
+
+    Source: transformers, models/dinov2 and models/dinov2_with_registers.
+    """
+    kinds = ("Dinov2", "Dinov2WithRegisters")
+    bare = tuple(f"{kind}{part}" for kind in kinds for part in ("Model", "Backbone"))
+    around = tuple(f"{kind}ForImageClassification" for kind in kinds)
+    found = bare_or_within(host, bare, around, image_encoder)
+    if found is None or not class_named(host, "transformers", *(f"{kind}Backbone" for kind in kinds)):
+        return found
+    return replace(found, state=(*found.state, State("config", patch_configuration)))
+
 
 VIT_LIKE = ("DeiTModel", "ViTMSNModel", "IJepaModel", "ViTMAEModel")
 AROUND_VIT_LIKE = (

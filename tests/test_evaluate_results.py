@@ -101,7 +101,7 @@ def test_neighbours_and_probes() -> None:
     assert near.protocol["k"] == 5
     assert set(probed.cells[0].chosen) == {"C", "held_out_top1"}
     assert probed.protocol["probe"]["method"] == "lbfgs"
-    assert near.name == "tiny.pth static-tokens"
+    assert near.name == "tiny static-tokens"
 
 
 def test_a_probe_does_not_see_the_test_split() -> None:

@@ -158,6 +158,28 @@ def test_results_that_are_none(tmp_path, content, message):
         build().save_pretrained(tmp_path / "m", results=tmp_path / "r.json")
 
 
+def test_results_that_are_no_plain_data_stop_before_anything_is_written(tmp_path):
+    with pytest.raises(CheckpointError, match=r"^results cannot be read: Object of type Tensor is not JSON"):
+        build().save_pretrained(tmp_path / "m", results={"top1": torch.tensor(0.5)})
+    assert not (tmp_path / "m").exists()
+
+
+def test_results_of_an_evaluation_are_shown_by_geometry(tmp_path):
+    def cell(frames: int, size: int, value: float) -> dict:
+        found = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        where = {"frames": frames, "size": size, "patch": None}
+        return {"cell": where, "cost": {"tokens": 17}, "metrics": {"R@1": found}, "hits": "01", "chosen": {}}
+
+    result = {"format": 1, "task": "retrieval", "name": "m", "queries": {"data": "ucf101", "split": "test"}}
+    result["cells"] = [cell(8, 96, 0.5), cell(16, 224, 0.75)]
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    build().save_pretrained(tmp_path / "m", results=tmp_path / "r.json")
+    card = (tmp_path / "m/README.md").read_text()
+    assert "| task | data | frames | size | R@1 |" in card
+    assert "| retrieval | ucf101 | 16 | 224 | 0.75 (0.65 to 0.85) |" in card
+    assert json.loads((tmp_path / "m/results.json").read_text()) == result
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="file cannot be written: File exists"):

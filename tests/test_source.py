@@ -145,7 +145,8 @@ def open_error(kind: type[FlexVideoError], message: str, spec: str, **options) -
 def test_the_procedural_set_opens_by_name() -> None:
     source = open_source("motion:long", split="val")
     assert isinstance(source, RenderedSource)
-    assert (len(source.classes), source.name, source.flip_ok) == (12, "motion:long val", False)
+    assert (len(source.classes), source.name, source.flip_ok) == (12, "motion long val", False)
+    assert len(open_source("motion:short:20", split="test")) == 18 * 20
 
 
 def test_files_open_by_name(tmp_path: Path) -> None:
@@ -193,11 +194,14 @@ def test_motion_capture_without_such_styles_is_refused(tmp_path: Path) -> None:
     open_error(ConfigError, message, f"mocap:{path}", split="val")
 
 
-@pytest.mark.parametrize("spec", ["motion:tall", "mocap:", "ucf102:/data", "/data/ucf101"])
+@pytest.mark.parametrize(
+    "spec", ["motion:tall", "motion:short:", "motion:short:x", "mocap:", "ucf102:/data", "/data/ucf101"]
+)
 def test_unknown_sources_are_refused(spec: str) -> None:
     message = (
-        f"{spec!r} names no source of clips: write motion:short, motion:long, mocap:FILE, or the kind and "
-        "the folder of a data set, such as ucf101:/data/ucf101. Kinds: k400, ucf101, "
+        f"{spec!r} names no source of clips: write motion:short, motion:long, motion:short:20 for 20 clips a "
+        "class, mocap:FILE, or the kind and the folder of a data set, such as ucf101:/data/ucf101. Kinds: "
+        "k400, ucf101, "
     )
     open_error(ConfigError, message, spec, split="train")
 

@@ -73,6 +73,13 @@ def test_the_gradients_of_a_model_do_not_depend_on_the_split():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_a_second_view_of_a_sample_draws_for_itself():
+    drop, x = DropPath(0.5), torch.ones(64, 1, 1)
+    with keyed(drop, [*range(32), *range(32)], seed=0, epoch=0):
+        first, second = drop(x).chunk(2)
+    assert not torch.equal(first, second)
+
+
 def test_other_draws_repeat_with_the_first_sample():
     dropout, x = nn.Dropout(0.5), torch.ones(64)
     outs = []
