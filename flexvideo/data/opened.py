@@ -1,6 +1,7 @@
 """Sources by name, as a command line has them: `open_source("ucf101:/data/ucf101", split="train")`."""
 
 from pathlib import Path
+from typing import Literal
 
 from flexvideo.data.datasets import DATASETS, open_dataset
 from flexvideo.data.mocap import MocapSet
@@ -23,8 +24,9 @@ def open_source(
     """Open one split of a data set, of files or drawn, as a source of clips.
 
     Args:
-        spec: "motion:short" or "motion:long", the procedural set; "mocap:FILE", a file of `convert_bvh`,
-            drawn; or kind and place of a data set, as `open_dataset` takes them.
+        spec: "motion:short" or "motion:long", the procedural set, or "motion:short:20" for 20 clips of each
+            class; "mocap:FILE", a file of `convert_bvh`, drawn; or kind and place of a data set, as
+            `open_dataset` takes them.
         split: such as "train". Of motion capture, "test" is the styles in `UNSEEN_STYLES`, "train" is the
             others, and None is both.
         fold: which of the official divisions of a data set; None is the usual one.
@@ -44,22 +46,26 @@ def open_source(
     kind, _, place = spec.partition(":")
     if kind in ("motion", "mocap") and (fold, annotations) != (None, None):
         raise ConfigError(f"{spec} is drawn: it has no folds and no annotations; leave these out.")
-    match kind, place:
-        case "motion", "short" | "long":
-            if split is None:
-                raise ConfigError(f"Name a split of {spec}: {', '.join(SPLITS)}.")
-            return RenderedSource(MotionSet(split, kind=place), name=f"{spec} {split}")
-        case "mocap", _ if place:
-            return RenderedSource(
-                _open_mocap(Path(place).expanduser(), split), name=f"mocap {split or 'all'}"
-            )
-        case _ if kind in DATASETS:
-            videos = open_dataset(spec, split=split, fold=fold, annotations=annotations)
-            return VideoSource(videos, on_error=on_error)
+    length, colon, count = place.partition(":")
+    if kind == "motion" and length in ("short", "long") and (count.isdecimal() or not colon):
+        return _open_motion(length, split, per_class=int(count or 100))
+    if kind == "mocap" and place:
+        clips = _open_mocap(Path(place).expanduser(), split)
+        return RenderedSource(clips, name=f"mocap {split or 'all'}")
+    if kind in DATASETS:
+        videos = open_dataset(spec, split=split, fold=fold, annotations=annotations)
+        return VideoSource(videos, on_error=on_error)
     raise ConfigError(
-        f"{spec!r} names no source of clips: write motion:short, motion:long, mocap:FILE, or the kind and "
-        f"the folder of a data set, such as ucf101:/data/ucf101. Kinds: {', '.join(DATASETS)}."
+        f"{spec!r} names no source of clips: write motion:short, motion:long, motion:short:20 for 20 clips a "
+        "class, mocap:FILE, or the kind and the folder of a data set, such as ucf101:/data/ucf101. Kinds: "
+        f"{', '.join(DATASETS)}."
     )
+
+
+def _open_motion(kind: Literal["short", "long"], split: str | None, *, per_class: int) -> RenderedSource:
+    if split is None:
+        raise ConfigError(f"Name a split of motion:{kind}: {', '.join(SPLITS)}.")
+    return RenderedSource(MotionSet(split, kind=kind, per_class=per_class), name=f"motion {kind} {split}")
 
 
 def _open_mocap(path: Path, split: str | None) -> MocapSet:
