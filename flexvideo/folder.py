@@ -45,7 +45,8 @@ def save_folder(
     folder = Path(folder)
     measured = _results(results)
     text = config_text(model)
-    before = _digest(folder / WEIGHTS)
+    beside = measured is None and (folder / RESULTS).is_file()
+    before = _digest(folder / WEIGHTS) if beside else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Without it the header of the weights counts: old config and new weights never meet.
@@ -56,7 +57,7 @@ def save_folder(
     write_atomically(folder / CONFIG, text.encode())
     if measured is not None:
         write_atomically(folder / RESULTS, (json.dumps(measured, indent=2) + "\n").encode())
-    elif (folder / RESULTS).is_file():
+    elif beside:
         measured = _results_of(folder, before)
     if is_ours(folder / CARD):
         card = _card(model, text, name=name or str(folder), results=measured, license=license)
@@ -144,13 +145,15 @@ def _digest(path: Path) -> str | None:
 
 def _results(results: str | os.PathLike[str] | Results | None) -> Results | None:
     """Measurements as plain data: one mapping or a list of them."""
-    if not isinstance(results, str | os.PathLike):
-        return results
+    if results is None:
+        return None
+    is_file = isinstance(results, str | os.PathLike)
+    where = f"results {results}" if is_file else "results"
     try:
-        measured = json.loads(Path(results).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"results {results} cannot be read: {error}.") from error
+        measured = json.loads(Path(results).read_text(encoding="utf-8") if is_file else json.dumps(results))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{where} cannot be read: {error}.") from error
     rows = measured if isinstance(measured, list) else [measured]
     if not all(isinstance(row, dict) for row in rows):
-        raise CheckpointError(f"results {results} must hold one JSON object or a list of objects.")
+        raise CheckpointError(f"{where} must hold one JSON object or a list of objects.")
     return measured

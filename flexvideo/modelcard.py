@@ -41,7 +41,8 @@ def model_card(
         found: what the model is.
         config: what travels with it.
         name: repository or folder to load it from.
-        results: measurements, one mapping or a list of them, shown as a table.
+        results: measurements, one mapping or a list of them, shown as a table; what `flexvideo evaluate`
+            writes has a row for every geometry.
         license: identifier of the weights' licence as the Hub spells it; "not stated" without one.
 
     Example:
@@ -129,14 +130,37 @@ def _use(config: ModelConfig, name: str, frames: int, height: int, width: int) -
 
 
 def _results(results: Results) -> str:
-    rows = [results] if isinstance(results, Mapping) else list(results)
+    listed = [results] if isinstance(results, Mapping) else results
+    rows = [row for result in listed for row in (_cells(result) if _is_grid(result) else [result])]
     names = list(dict.fromkeys(name for row in rows for name in row))
     return _table(names, [[_words(row.get(name, "")) for name in names] for row in rows])
 
 
+def _is_grid(result: Mapping[str, Any]) -> bool:
+    cells = result.get("cells")
+    whole = isinstance(cells, list) and all({"cell", "metrics"} <= cell.keys() for cell in cells)
+    return whole and {"task", "queries"} <= result.keys()
+
+
+def _cells(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a result over a grid of geometries, each metric with its interval."""
+    what = {"task": result["task"], "data": result["queries"]["data"]}
+    return [
+        what
+        | {name: value for name, value in cell["cell"].items() if value is not None}
+        | {
+            name: f"{_words(found['value'])} ({_words(found['low'])} to {_words(found['high'])})"
+            for name, found in cell["metrics"].items()
+        }
+        for cell in result["cells"]
+    ]
+
+
 def _table(head: list[str], rows: list[list[str]]) -> str:
     cells = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in cells
+    )
 
 
 def _words(value: Any) -> str:
