@@ -8,7 +8,7 @@ frames at their final size, as they travel to a GPU; "batch" is the normalised b
 """
 
 import argparse
-import os
+import resource
 import statistics
 import tempfile
 import time
@@ -88,10 +88,14 @@ def loaded(path: Path, augment: Augment, clips: int, workers: int, side: int, *,
 
 def spent(run: Run, turn: int) -> tuple[float, float]:
     """Seconds of processor time, of child processes too, and of wall time."""
-    before, start = os.times(), time.perf_counter()
+    before, start = processor_time(), time.perf_counter()
     run(turn)
-    wall, after = time.perf_counter() - start, os.times()
-    return sum(after[:4]) - sum(before[:4]), wall
+    return processor_time() - before, time.perf_counter() - start
+
+
+def processor_time() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def compare(run: Run, other: Run, clips: int, repeats: int) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The loader: the same batches for any number of workers, any split into ranks, and from any step on."""
 
 import os
+import pickle
 import random
 import re
 import signal
@@ -14,13 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from videos import encode, pictures, truncated_mp4
 
-from flexvideo import Base, StaticTokens
+from flexvideo import Base, ClipSpec, StaticTokens
 from flexvideo.data.augment import AUGMENTS, Augment
 from flexvideo.data.clips import IMAGENET_MEAN, IMAGENET_STD, Size, normalize, resize
 from flexvideo.data.loader import Batch, FlexLoader
+from flexvideo.data.motion import MotionSet
+from flexvideo.data.reader import Cell, Reader
 from flexvideo.data.records import VideoRecord, VideoSet
 from flexvideo.data.sampler import clip_tokens
-from flexvideo.data.source import Choose, ClipSource, VideoSource
+from flexvideo.data.source import Choose, ClipSource, RenderedSource, VideoSource
 from flexvideo.errors import ConfigError, VideoError, VideoWarning
 
 BASE = Base(frames=8, height=32, width=32, patch=(16, 16))
@@ -284,6 +287,13 @@ def test_a_set_of_which_nothing_can_be_read_stops_training(tmp_path: Path) -> No
         assert not next(steps)[0].weights.any()
     with pytest.raises(VideoError, match=f"^{message}"):
         next(steps)
+
+
+def test_readers_travel_to_processes_that_share_nothing(damaged: VideoSet) -> None:
+    cell = Cell(ClipSpec(2, 16, 16, (8, 8)), (3, 1), 0, 0, 0, 0)
+    for source in (VideoSource(damaged), RenderedSource(MotionSet(per_class=1))):
+        reader = Reader(source, FULL, 1, alters=True)
+        assert torch.equal(pickle.loads(pickle.dumps(reader))[cell].frames, reader[cell].frames)
 
 
 def test_a_worker_that_dies_is_an_error() -> None:
