@@ -80,10 +80,41 @@ def test_save_and_share(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "config.json", "model.safetensors"}
 
 
+@pytest.fixture
+def data_set(files):
+    for split, count in (("train", 3), ("test", 1)):
+        for name in ("jump", "run"):
+            (files / "set" / split / name).mkdir(parents=True)
+            for n in range(count):
+                clip = torch.randint(0, 255, (9, 40, 40, 3), dtype=torch.uint8)
+                fv.write_video(files / "set" / split / name / f"{n}.mp4", clip)
+    return f"folder:{files / 'set'}"
+
+
+def test_retrieval(files, data_set, capsys):
+    checkpoint, out = str(files / "model.safetensors"), str(files / "results")
+    example("05_retrieval").main(checkpoint, data_set, out, frames=[2, 4], sizes=[24, 32])
+    printed = capsys.readouterr().out
+    assert printed.count("| flexible ") == 2 + 2  # in the table of top-1 and in that of costs
+    assert len(list((files / "results").glob("retrieval-*.json"))) == 2
+
+
+def test_linear_probe(files, data_set, capsys):
+    checkpoint, out = str(files / "model.safetensors"), str(files / "results")
+    example("06_linear_probe").main(checkpoint, data_set, out, frames=2, size=24)
+    assert re.findall(r"^(\w+): top-1 \d+\.\d % \[", capsys.readouterr().out, re.MULTILINE) == [
+        "adamw",
+        "lbfgs",
+    ]
+    assert len(list((files / "results").glob("probe-*.json"))) == 2
+
+
 def test_every_example_is_tested():
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == [
         "01_any_clip",
         "02_your_own_model",
         "03_features_of_a_folder",
         "04_save_and_share",
+        "05_retrieval",
+        "06_linear_probe",
     ]

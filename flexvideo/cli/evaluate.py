@@ -184,7 +184,7 @@ def _retrieve(options: Options) -> None:
     test, train = _pair(options)
     results = [retrieval(test, train, name=options.name, at=options.gallery)]
     if options.knn:
-        results.append(knn(test, train, name=options.name, k=options.knn))
+        results.append(knn(test, train, name=options.name, k=options.knn, at=options.gallery))
     _report(options, results)
 
 
@@ -252,8 +252,8 @@ def _source(options: Options, split: str) -> ClipSource:
         length, _, count = place.partition(":")
         if length not in ("short", "long") or not (count.isdigit() or not count):
             raise ConfigError(
-                f"The drawn sets are {_MOTION}:short and {_MOTION}:long, or {_MOTION}:short:20 for 20 clips a "
-                f"class; got {options.data!r}."
+                f"The drawn sets are {_MOTION}:short and {_MOTION}:long, or {_MOTION}:short:20 for 20 clips "
+                f"a class; got {options.data!r}."
             )
         clips = MotionSet(split, kind=length, per_class=int(count or 100))
         return RenderedSource(clips, name=f"{_MOTION} {length}")
@@ -299,6 +299,8 @@ def _report(options: Options, results: list[Result]) -> None:
         path = save_result(result, options.out)
         for table in geometry_tables([result]):
             print(markdown(table))
+        if len(result.cells) == 1:
+            print("\n" + ", ".join(f"{metric} {found}" for metric, found in result.cells[0].metrics.items()))
         counts = f"{len(result.labels):,} videos of {result.data} {result.queries.split}"
         if result.gallery:
             counts += f", {result.gallery.clips:,} of {result.gallery.split}"

@@ -23,11 +23,18 @@ class Estimate:
         value: over the queries as they are.
         low: lower end of the interval.
         high: upper end.
+
+    Example:
+        >>> print(Estimate(0.917, 0.908, 0.926))
+        91.7 % [90.8, 92.6]
     """
 
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 def estimate(

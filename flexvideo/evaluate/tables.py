@@ -69,13 +69,16 @@ def _geometry_table(board: Board, task: str) -> Table:
             best |= {(len(rows) + row, 3 + column) for row, column in _best([line for _, line in lines])}
             for name, line in lines:
                 gain = _NONE if line is lines[0][1] else _mean_gain(line, lines[0][1])
-                rows.append((title, name, _frames(frames, patch), *map(_shown, line), gain))
+                gains = (gain,) if len(board.names) > 1 else ()
+                rows.append((title, name, _frames(frames, patch), *map(_shown, line), *gains))
                 title = ""
-    columns = ("Data set", "Model", "T", *(f"{size} px" for size in sizes), "Avg. Δ")
+    columns = ("Data set", "Model", "T", *(f"{size} px" for size in sizes))
     shown = f"{TASKS.get(task, task)}, {board.metric} in %, over frame counts T and frame sizes"
-    gains = f"Avg. Δ: points above {board.names[0]}, averaged over the sizes that both have."
-    notes = (gains,) if len(board.names) > 1 else ()
-    return Table(shown, columns, tuple(rows), frozenset(best), notes + _run_notes(board))
+    reference, *others = board.names
+    if not others:
+        return Table(shown, columns, tuple(rows), frozenset(best), _run_notes(board))
+    note = f"Avg. Δ: points above {reference}, averaged over the sizes that both have."
+    return Table(shown, (*columns, "Avg. Δ"), tuple(rows), frozenset(best), (note, *_run_notes(board)))
 
 
 def difference_tables(results: Sequence[Result], *, metric: str = "top1") -> list[Table]:

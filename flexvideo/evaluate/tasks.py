@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def retrieval(
     Args:
         queries: of the test split.
         gallery: of the train split, at the same cells.
-        name: what tables call the model; what it was loaded from, and its policy, when empty.
+        name: what tables call the model; the file it was loaded from and its policy when empty.
         top: the k of R@k besides 1; a query counts if any of the first k shares its class.
         at: one cell of the gallery for the queries of every cell; each its own when None.
 
@@ -57,14 +58,20 @@ def retrieval(
         found.append(_cell(queries, cell, hits, {metric: estimate(each) for metric, each in values.items()}))
     how = {
         "similarity": "cosine",
-        "gallery": "the queries' own cell" if at is None else str(at),
+        "gallery": _place(at),
         "top": list(top),
     }
     return _result("retrieval", name, queries, gallery, found, how)
 
 
 def knn(
-    queries: Features, gallery: Features, *, name: str = "", k: int = 20, temperature: float = 0.07
+    queries: Features,
+    gallery: Features,
+    *,
+    name: str = "",
+    k: int = 20,
+    temperature: float = 0.07,
+    at: Cell | None = None,
 ) -> Result:
     """Classify clips by their k nearest neighbours, at every cell.
 
@@ -74,6 +81,7 @@ def knn(
         name: as for `retrieval`.
         k: neighbours that vote.
         temperature: of their votes, exp(cosine / temperature).
+        at: as for `retrieval`.
 
     Raises:
         ConfigError: as for `retrieval`.
@@ -81,19 +89,19 @@ def knn(
 
     Source: DINO (arXiv 2104.14294), appendix F.1.
     """
-    _check_pair(queries, gallery, None)
+    _check_pair(queries, gallery, at)
     found = []
     for cell, features in queries.values.items():
         scores = knn_scores(
             features,
-            gallery.values[cell],
+            gallery.values[at or cell],
             gallery.labels,
             classes=len(gallery.classes),
             k=k,
             temperature=temperature,
         )
         found.append(_scored(queries, cell, scores))
-    how = {"similarity": "cosine", "k": k, "temperature": temperature}
+    how = {"similarity": "cosine", "gallery": _place(at), "k": k, "temperature": temperature}
     return _result("knn", name, queries, gallery, found, how)
 
 
@@ -154,6 +162,10 @@ def accuracy(
             values = values[:, [list(labels).index(each) for each in scores.classes]]
         found.append(_scored(scores, cell, values))
     return _result("finetune" if finetuned else "accuracy", name, scores, None, found, {})
+
+
+def _place(at: Cell | None) -> str:
+    return "the queries' own cell" if at is None else str(at)
 
 
 def require_classes(outputs: int, data: str, classes: int) -> None:
@@ -239,7 +251,7 @@ def _result(
     skipped: list[Problem] = [*queries.skipped, *(gallery.skipped if gallery else ())]
     return Result(
         task=task,
-        name=name or f"{queries.model.source} {policy}",
+        name=name or f"{PurePath(queries.model.source).stem} {policy}",
         model=queries.model,
         queries=queries.source,
         gallery=gallery.source if gallery else None,
