@@ -56,6 +56,24 @@ def position_tensors(model: nn.Module) -> Iterator[StoredTensor]:
                     yield StoredTensor(f"{path}.{name}" if path else name, label, tuple(value.shape), kind)
 
 
+def tensors_as_wide(model: nn.Module, widths: set[int]) -> Iterator[StoredTensor]:
+    """Parameters with the shape of a table of positions, whatever their names: vectors as wide as a token.
+
+    Args:
+        model: any model.
+        widths: of a token.
+    """
+    for path, module in model.named_modules():
+        embedding = isinstance(module, nn.Embedding)
+        for name, value in module._parameters.items():
+            if value is None or value.ndim < (2 if embedding else 3) or value.shape[-1] not in widths:
+                continue
+            *around, rows = sorted(value.shape[:-1])
+            if rows > 1 and set(around) <= {1}:
+                full = f"{path}.{name}" if path else name
+                yield StoredTensor(full, path if embedding else name, tuple(value.shape), "parameter")
+
+
 def convolutions(model: nn.Module) -> tuple[list[str], list[str]]:
     """Paths of the convolutions that can be a patch embedding, and of the others, with why they cannot.
 
@@ -93,6 +111,9 @@ def candidates(model: nn.Module) -> str:
     found, rejected = convolutions(model)
     linears = [path for path, module in model.named_modules() if _may_embed_patches(module)]
     tensors = [tensor for tensor in position_tensors(model) if max(tensor.shape[:-1], default=1) > 1]
+    widths: set[Any] = {model.get_submodule(path).out_channels for path in found}
+    names = {tensor.name for tensor in tensors}
+    tensors += [tensor for tensor in tensors_as_wide(model, widths) if tensor.name not in names]
     patch, tubelet = (conv_sizes(model, found[0]) if found else None) or ("?", 1)
     lines = [f"What {type(model).__name__} holds that a plan could name:"]
     lines += [f"    {path}: {_kernel(model.get_submodule(path))}" for path in found]

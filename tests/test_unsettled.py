@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import flexvideo as fv
-from flexvideo.errors import UnsupportedModelError
+from flexvideo.errors import PlanError, UnsupportedModelError
 from flexvideo.resample import axis_matrix
 
 
@@ -95,3 +95,15 @@ def test_embeddings_follow_the_clip(named: str) -> None:
 
 def test_a_matrix_is_no_table() -> None:
     assert fv.plan_for(Host("pos_embed", "time_embed")).unknown == ()
+
+
+def test_tables_of_any_name_are_listed_for_a_plan() -> None:
+    """A model that does not say its size: its table and its embedding are in the plan to start from."""
+    host = Host("where", "when", embedding=True)
+    del host.img_size
+    with pytest.raises(PlanError, match="does not say which frame size") as error:
+        fv.plan_for(host)
+    (note,) = error.value.__notes__
+    assert "where.weight: parameter of shape (16, 12)\n    when.weight: parameter of shape (4, 12)\n" in note
+    assert "Table('where.weight', axes=?, dim=0),\n            Table('when.weight', axes=?, dim=0)," in note
+    assert "matrix" not in note
