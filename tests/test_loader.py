@@ -323,5 +323,6 @@ def test_batches_made_on_a_gpu_are_those_made_on_the_cpu() -> None:
     there = loader(augment=augment, device="cuda", pin_memory=True, workers=2).epoch(0)
     for (a,), (b,) in zip(here, there, strict=True):
         assert b.clips.is_cuda
+        assert (b.indices, b.spec) == (a.indices, a.spec)
         torch.testing.assert_close(b.targets.cpu(), a.targets)
         assert (b.clips.cpu() - a.clips).abs().gt(0.05).float().mean() < 0.01

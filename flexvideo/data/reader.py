@@ -1,6 +1,7 @@
 """Reading the clips of one micro-batch, in the process that trains or in another."""
 
 import warnings
+from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
 
@@ -37,7 +38,8 @@ class Cell(NamedTuple):
     number: int
 
 
-class Read(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Read:
     """What came of reading a cell.
 
     Args:
@@ -51,6 +53,10 @@ class Read(NamedTuple):
     frames: UInt8[Tensor, "b t h w 3"]
     errors: dict[int, FlexVideoError]
     warnings: list[Warning | str]
+
+    def pin_memory(self) -> "Read":
+        """Put the frames into page-locked memory; PyTorch calls this, and takes named tuples apart."""
+        return replace(self, frames=self.frames.pin_memory())
 
 
 class Reader(Dataset[Read]):
