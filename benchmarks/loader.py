@@ -36,6 +36,13 @@ FILES = {
     "ucf-like h264": ("libx264", 240, 320, 200, 12, 2, "mp4"),
 }
 FRAMES, BATCH = 16, 8
+CASES = (  # side, augmentation, how far, worker processes
+    (112, "light", "bytes", 0),
+    (224, "light", "bytes", 0),
+    (224, "light", "batch", 0),
+    (224, "light", "batch", 2),
+    (224, "videomamba", "batch", 2),
+)
 Run = Callable[[int], object]
 
 
@@ -62,7 +69,7 @@ def bare(path: Path, augment: Augment, clips: int, workers: int) -> Run:
 
 def loaded(path: Path, augment: Augment, clips: int, workers: int, side: int, *, to: str) -> Run:
     """Read batches of frames, to their final size or all the way."""
-    records = tuple(VideoRecord(str(path), 0, str(clip)) for clip in range(clips))
+    records = tuple(VideoRecord(str(path), 0, str(clip)) for clip in range(clips // augment.repeats))
     source = VideoSource(VideoSet("clips", "train", records, ("any",)))
     loader = FlexLoader(
         source,
@@ -119,21 +126,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
-    cases = [
-        (side, name, to, workers)
-        for side in (112, 224)
-        for name, to, workers in (
-            ("light", "bytes", 0),
-            ("light", "batch", 0),
-            ("light", "batch", 2),
-            ("videomamba", "batch", 2),
-        )
-    ]
     with tempfile.TemporaryDirectory() as folder:
         for file, (codec, height, width, frames, gop, bframes, ending) in FILES.items():
             path = Path(folder) / f"{file}.{ending}"
             write(path, codec, height, width, frames, gop, bframes)
-            for side, name, to, workers in cases:
+            for side, name, to, workers in CASES:
                 augment, clips = AUGMENTS[name], options.clips
                 figures = compare(
                     loaded(path, augment, clips, workers, side, to=to),
