@@ -63,6 +63,7 @@ class Board:
         self.places = tuple(first)
         self.tasks = tuple(dict.fromkeys(task for task, _ in first))
         self.names = tuple(self.models)
+        self.reference = results[0].name
 
     def _add(self, result: Result) -> None:
         cells = self.runs.setdefault((result.task, result.data, result.name), {})

@@ -74,10 +74,9 @@ def _geometry_table(board: Board, task: str) -> Table:
                 title = ""
     columns = ("Data set", "Model", "T", *(f"{size} px" for size in sizes))
     shown = f"{TASKS.get(task, task)}, {board.metric} in %, over frame counts T and frame sizes"
-    reference, *others = board.names
-    if not others:
+    if not board.names[1:]:
         return Table(shown, columns, tuple(rows), frozenset(best), _run_notes(board))
-    note = f"Avg. Δ: points above {reference}, averaged over the sizes that both have."
+    note = f"Avg. Δ: points above {board.reference}, averaged over the sizes that both have."
     return Table(shown, (*columns, "Avg. Δ"), tuple(rows), frozenset(best), (note, *_run_notes(board)))
 
 
@@ -95,12 +94,12 @@ def difference_tables(results: Sequence[Result], *, metric: str = "top1") -> lis
     if metric not in ("top1", "balanced"):
         raise ConfigError(f"Differences are kept query by query for top1 and balanced, not for {metric!r}.")
     if len(board.names) == 1:
-        raise ConfigError(f"There is a single model, {board.names[0]!r}: give results of another one too.")
+        raise ConfigError(f"There is a single model, {board.reference!r}: give results of another one too.")
     return [_difference_table(board, task) for task in board.tasks]
 
 
 def _difference_table(board: Board, task: str) -> Table:
-    sizes, reference = board.sizes(task), board.names[0]
+    sizes, reference = board.sizes(task), board.reference
     rows = []
     for data in board.sets(task):
         for patch, frames in board.lines(task, data):
