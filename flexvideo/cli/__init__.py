@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from flexvideo import __version__
-from flexvideo.cli import checkpoints, demo, evaluate, videos
+from flexvideo.cli import checkpoints, demo, evaluate, train, videos
 from flexvideo.errors import FlexVideoError
 
-FAMILIES = (demo, checkpoints, videos, evaluate)
+FAMILIES = (demo, checkpoints, videos, train, evaluate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ class HeldSource(ClipSource):
     Args:
         source: of which every clip is read once, now.
         frames: of a held video.
-        size: of a held video in pixels, as `ClipSource.read` takes it.
+        size: of a held video in pixels, a number for a square or (height, width).
         progress: called with the number of clips read, and their total.
 
     Raises:
@@ -35,18 +35,19 @@ class HeldSource(ClipSource):
         source: ClipSource,
         *,
         frames: int,
-        size: Size,
+        size: int | tuple[int, int],
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
         super().__init__()
         self.name, self.classes, self.flip_ok = source.name, source.classes, source.flip_ok
         self._source, self._labels = source, source.labels
-        self._videos: list[UInt8[Tensor, "t h w 3"]] = []
+        videos = []
         for index in range(len(source)):
-            # Shared with the processes that read, which would otherwise copy everything.
-            self._videos.append(source.read(index, frames=frames, size=size).share_memory_())
+            videos.append(source.read(index, frames=frames, size=size))
             if progress is not None:
                 progress(index + 1, len(source))
+        # One block, shared with the processes that read, which would otherwise copy it.
+        self._videos: UInt8[Tensor, "n t h w 3"] = torch.stack(videos).share_memory_()
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -57,6 +58,6 @@ class HeldSource(ClipSource):
         """Say which clip of the source that is."""
         return self._source.identify(index)
 
-    def _take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
+    def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
         video = self._videos[index]
         return video[torch.tensor(choose(len(video)))]

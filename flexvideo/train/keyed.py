@@ -21,7 +21,7 @@ def keyed(model: nn.Module, indices: Sequence[int], *, seed: int, epoch: int) ->
 
     Args:
         model: in training.
-        indices: number of the sample in each row of the batch.
+        indices: number of the sample in each row of the batch; a second view of one draws for itself.
         seed: of the run.
         epoch: of the run.
 
@@ -38,8 +38,9 @@ def keyed(model: nn.Module, indices: Sequence[int], *, seed: int, epoch: int) ->
     layers = [module for module in model.modules() if isinstance(module, DropPath)]
     weight = next(model.parameters(), None)
     device = None if weight is None else weight.device
-    samples = torch.tensor([_key(seed, epoch, index) for index in indices])
-    torch.manual_seed(_key(seed, epoch, indices[0]))
+    views = [indices[:place].count(index) for place, index in enumerate(indices)]
+    samples = torch.tensor([_key(seed, epoch, *view) for view in zip(indices, views, strict=True)])
+    torch.manual_seed(_key(seed, epoch, indices[0], 0))
     for number, layer in enumerate(layers):
         layer.keys = of_layer(samples, number).to(device, non_blocking=True)
     try:
@@ -49,6 +50,6 @@ def keyed(model: nn.Module, indices: Sequence[int], *, seed: int, epoch: int) ->
             layer.keys = None
 
 
-def _key(seed: int, epoch: int, index: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{epoch}/{index}/forward".encode()).digest()
+def _key(seed: int, epoch: int, index: int, view: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{epoch}/{index}/{view}/forward".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)

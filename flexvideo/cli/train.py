@@ -1,0 +1,293 @@
+"""Commands that train: `train` and `finetune`."""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from flexvideo.active import flex_within
+from flexvideo.checkpoints import load
+from flexvideo.cli.shared import (
+    CHECKPOINT,
+    Commands,
+    Options,
+    command,
+    device_argument,
+    device_of,
+    load_model,
+    name,
+    progress,
+    rule_argument,
+    source_arguments,
+)
+from flexvideo.cli.trainreport import StepBar, say, summarise
+from flexvideo.data.datasets import DATASETS
+from flexvideo.data.held import HeldSource
+from flexvideo.data.opened import open_source
+from flexvideo.data.source import ClipSource, require_learnable
+from flexvideo.errors import ConfigError
+from flexvideo.models import VideoMamba, videomamba_middle, videomamba_small, videomamba_tiny
+from flexvideo.policy import POLICIES, Policy, policy_of
+from flexvideo.swap import flex_config, make_flexible
+from flexvideo.train import PRESETS, TrainConfig, Validation, processes, replace_head, train
+from flexvideo.train.interrupt import stopped_by_signals
+from flexvideo.train.setup import sampling_of
+
+TRAIN = """\
+Train a model flexibly: at a frame count, a frame size and a patch that are drawn anew for every step.
+The policy says what is drawn (--policy; `none` trains a plain model at its own size); --frames and --sizes
+narrow it. A step holds as many clips of its size as fit the budget of tokens. OUT gets the model, which every
+other command reads (--checkpoint OUT), log.jsonl and checkpoints: a killed run goes on with --resume, to the
+bit, and Ctrl-C saves first. Preset `paper` begins from the masked-pretrained weights, others from random ones
+unless --start says otherwise; `tiny` learns the drawn motion data on a laptop. Several GPUs:
+  torchrun --nproc-per-node 4 -m flexvideo train ..."""
+FINETUNE = """\
+Train a checkpoint on other classes: at one size, 16 x 224 px by default, as the paper fine-tunes.
+A head for another number of classes is replaced. Several --frames or --sizes are drawn from, as in `train`.
+Everything else is as in `train`, resuming and several GPUs too."""
+MODELS: dict[str, Callable[..., VideoMamba]] = {
+    "laptop": partial(VideoMamba, img_size=32, patch_size=8, depth=4, embed_dim=64, num_frames=8),
+    "tiny": partial(videomamba_tiny, num_frames=16),
+    "small": partial(videomamba_small, num_frames=16),
+    "middle": partial(videomamba_middle, num_frames=16),
+}
+# What a preset starts from and draws, where nothing else is asked for.
+_STARTS: dict[str, dict[str, Any]] = {
+    "paper": {"start": "m16_k400_mask_pt_f8_res224"},
+    "tiny": {"model": "laptop", "frames": [4, 8, 16], "sizes": [24, 32, 48], "hold": "16x48"},
+}
+
+
+def add(commands: Commands) -> None:
+    """Register the commands."""
+    example = "flexvideo train --data motion:short --policy static-tokens --preset tiny --out runs/a"
+    parser = command(commands, "train", _train, TRAIN, example=example)
+    parser.add_argument("--preset", choices=list(PRESETS), default="paper", help="(default: %(default)s)")
+    parser.add_argument("--start", type=name, metavar="CHECKPOINT", help=f"begin from {CHECKPOINT}")
+    parser.add_argument("--filename", metavar="F", help="which file of a folder or repository")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a repository")
+    parser.add_argument("--model", choices=list(MODELS), help="size of a new model (default: tiny)")
+    parser.add_argument(
+        "--init",
+        choices=["mamba", "official"],
+        default="mamba",
+        help="of a new model; mamba learns faster",
+    )
+    _common_arguments(parser)
+    example = "flexvideo finetune runs/a --data ucf101:/data/ucf101 --fold 1 --out runs/ucf101"
+    parser = command(commands, "finetune", _finetune, FINETUNE, example=example)
+    source_arguments(parser)
+    parser.add_argument(
+        "--preset", choices=list(PRESETS), default="paper-finetune", help="(default: %(default)s)"
+    )
+    _common_arguments(parser)
+
+
+def _common_arguments(parser: argparse.ArgumentParser) -> None:
+    _data_arguments(parser)
+    parser.add_argument("--policy", choices=[*POLICIES, "none"], help="default: its own, or static-tokens")
+    rule_argument(parser)
+    parser.add_argument("--frames", type=int, nargs="+", metavar="T", help="frame counts to draw")
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="R", help="sides in pixels to draw")
+    for field, kind, text in (
+        ("epochs", int, "rounds of the data"),
+        ("steps", int, "optimiser steps of an epoch (default: one pass over the data)"),
+        ("tokens", int, "budget of a step, over all GPUs and accumulation"),
+        ("accumulate", int, "batches that make up a step on each GPU"),
+        ("lr", float, "learning rate for 256 clips a step"),
+        ("seed", int, "of everything that is drawn"),
+    ):
+        parser.add_argument(f"--{field}", type=kind, metavar="N", help=f"{text}; the preset's by default")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="other fields of the preset: ema=0.999",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="processes that read clips (default: 2)"
+    )
+    device_argument(parser)
+    parser.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard to OUT")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
+    parser.add_argument("--out", required=True, type=name, metavar="DIR", help="folder of the run")
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = f"motion:short, motion:long, mocap:FILE, or one on disk: {', '.join(DATASETS)}"
+    parser.add_argument("--data", required=True, type=name, metavar="KIND:PATH", help=kinds)
+    parser.add_argument("--split", default="train", metavar="S", help="to learn from (default: train)")
+    parser.add_argument(
+        "--val-split",
+        metavar="S",
+        help="to measure on (default: val or test; `none` does not)",
+    )
+    parser.add_argument("--evaluate-at", nargs="+", metavar="TxR", help="sizes to measure at: 8x96 16x224")
+    parser.add_argument("--fold", metavar="N", help="split number, or protocol of Breakfast")
+    parser.add_argument("--annotations", metavar="DIR", help="of the split files, if elsewhere")
+    parser.add_argument("--skip-unreadable", action="store_true", help="go on without videos that fail")
+    parser.add_argument(
+        "--hold",
+        metavar="TxR",
+        help="read clips once, keep T frames of R px: small sets",
+    )
+
+
+def _train(options: Options) -> int:
+    for field, value in _STARTS.get(options.preset, {}).items():
+        chosen = field == "start" and options.model is not None  # a new model starts from nothing
+        if getattr(options, field) is None and not chosen:
+            setattr(options, field, value)
+    return _run(options, _new_or_started)
+
+
+def _finetune(options: Options) -> int:
+    options.frames, options.sizes = options.frames or [16], options.sizes or [224]
+    return _run(options, lambda options, source: load_model(options))
+
+
+def _new_or_started(options: Options, source: ClipSource) -> VideoMamba:
+    if options.start is None:
+        return MODELS[options.model or "tiny"](num_classes=len(source.classes), init=options.init)
+    if options.model is not None:
+        raise ConfigError("--model is for a new model, --start for one that there is: give one of them.")
+    say(f"beginning from {options.start}")
+    return load(options.start, filename=options.filename, revision=options.revision, rule=options.rule)
+
+
+def _run(options: Options, build: Callable[[Options, ClipSource], VideoMamba]) -> int:
+    with processes() as device:
+        config = _config(options)
+        source = _hold(options, _open(options, options.split))
+        torch.manual_seed(config.seed)
+        model = _with_head(build(options, source), source).to(device or device_of(options))
+        policy = _flex(options, model)
+        with stopped_by_signals() as stop:
+            result = train(
+                model,
+                source,
+                config=config,
+                out=options.out,
+                policy=policy,
+                evaluate=_validation(options, model, policy, source),
+                resume=options.resume,
+                workers=0 if options.hold else options.workers,
+                tensorboard=options.tensorboard,
+                report=StepBar(),
+                stop=stop,
+            )
+        summarise(result)
+        return 0 if result.finished else 130
+
+
+def _config(options: Options) -> TrainConfig:
+    """The preset, with what was asked for otherwise."""
+    changes: dict[str, Any] = {}
+    for text in options.set:
+        field, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes FIELD=VALUE, such as ema=0.999, and got {text!r}.")
+        try:
+            changes[field] = json.loads(value)
+        except ValueError:
+            changes[field] = value
+    for field in ("epochs", "steps", "tokens", "accumulate", "lr", "seed"):
+        if getattr(options, field) is not None:
+            changes[field] = getattr(options, field)
+    preset = PRESETS[options.preset].to_config()
+    if "epochs" in changes and "warmup_epochs" not in changes and isinstance(changes["epochs"], int):
+        changes["warmup_epochs"] = min(preset["warmup_epochs"], changes["epochs"])
+    return TrainConfig.of(preset | changes)
+
+
+def _open(options: Options, split: str) -> ClipSource:
+    return open_source(
+        options.data,
+        split=split,
+        fold=options.fold,
+        annotations=options.annotations,
+        on_error="skip" if options.skip_unreadable else "raise",
+    )
+
+
+def _hold(options: Options, source: ClipSource) -> ClipSource:
+    if options.hold is None:
+        return source
+    frames, size = _frames_and_size(options.hold, "--hold")
+    with progress("clips", len(source)) as bar:
+        return HeldSource(source, frames=frames, size=size, progress=bar)
+
+
+def _with_head(model: VideoMamba, source: ClipSource) -> VideoMamba:
+    if model.num_classes == len(source.classes) and model.labels in (None, source.classes):
+        return model
+    say(f"a new head: the model had {model.num_classes} classes, the data has {len(source.classes)} others")
+    return replace_head(model, source.classes)
+
+
+def _flex(options: Options, model: VideoMamba) -> Policy | None:
+    """Make the model flexible unless it is to stay plain, and say what its training draws from."""
+    plain = flex_within(model) is None
+    base = sampling_of(model, None)[0]
+    own = (options.frames or [base.frames], options.sizes or [base.height]) == ([base.frames], [base.height])
+    fixed = options.command == "finetune" and options.policy is None
+    if plain and (options.policy == "none" or (fixed and own)):
+        if not own:
+            raise ConfigError(
+                f"A plain model trains at its own size alone, {base.frames} x {base.height} px: leave "
+                "--frames and --sizes out, or give a policy."
+            )
+        return None
+    if options.policy == "none":
+        raise ConfigError("The checkpoint is flexible, so --policy none does not apply: leave it out.")
+    chosen = policy_of(options.policy or (flex_config(model)["policy"] if not plain else "static-tokens"))
+    drawn = _narrowed(chosen, options)
+    make_flexible(model, policy=chosen if options.command == "finetune" else drawn, rule=options.rule)
+    return drawn
+
+
+def _narrowed(policy: Policy, options: Options) -> Policy:
+    changes = {"frames": options.frames} if options.frames else {}
+    if options.sizes:
+        if not hasattr(policy, "sizes"):
+            raise ConfigError(f"Policy {policy.name!r} keeps the model's own frame size: leave --sizes out.")
+        changes["sizes"] = options.sizes
+    return replace(policy, **changes)
+
+
+def _validation(
+    options: Options, model: VideoMamba, policy: Policy | None, source: ClipSource
+) -> Validation | None:
+    split = options.val_split or _usual_split(options)
+    if split in (None, "none"):
+        say("no split to measure on: name one with --val-split")
+        return None
+    held_out = _open(options, split)
+    require_learnable(source, held_out)
+    sizes = [_frames_and_size(text, "--evaluate-at") for text in options.evaluate_at or ()]
+    if not sizes:
+        base, drawn = sampling_of(model, policy)
+        specs = sorted(drawn.specs(base), key=lambda spec: (spec.frames * spec.height, spec.frames))
+        ends = [(spec.frames, spec.height) for spec in (specs[0], specs[-1])]
+        sizes = sorted({*ends, (base.frames or ends[0][0], base.height)})
+    return Validation(held_out, sizes, workers=max(1, options.workers))
+
+
+def _usual_split(options: Options) -> str | None:
+    kind = options.data.partition(":")[0]
+    if kind in ("motion", "mocap"):
+        return {"motion": "val", "mocap": "test"}[kind]
+    names = DATASETS[kind].splits.names
+    return names[1] if names else None
+
+
+def _frames_and_size(text: str, option: str) -> tuple[int, int]:
+    frames, _, size = text.partition("x")
+    if not (frames.isdigit() and size.isdigit() and int(frames) and int(size)):
+        raise ConfigError(f"{option} takes frames x pixels, such as 16x224, and got {text!r}.")
+    return int(frames), int(size)

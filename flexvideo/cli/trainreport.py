@@ -1,0 +1,53 @@
+"""What a training says while it runs, on standard error and from one process."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from flexvideo.train import TrainResult
+from flexvideo.train.distributed import rank_and_world
+
+
+class StepBar:
+    """A progress bar of steps on a terminal, and a line for every evaluation everywhere."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Show a record of the log."""
+        figures = {key: value for key, value in record.items() if key.startswith("top1")}
+        if figures:
+            found = ", ".join(f"{key[5:]}: {100 * value:.1f}" for key, value in figures.items())
+            tqdm.write(
+                f"epoch {record['epoch'] + 1}: top-1 in % at frames x pixels: {found}", file=sys.stderr
+            )
+            return
+        if self._bar is None:
+            self._bar = tqdm(
+                total=record["steps"], unit=" steps", file=sys.stderr, disable=None, initial=record["step"]
+            )
+        self._bar.update(record["step"] - self._bar.n)
+        self._bar.set_postfix_str(f"loss {record['loss']:.3f}")
+        if record["step"] == record["steps"]:
+            self._bar.close()
+
+
+def summarise(result: TrainResult) -> None:
+    """Say what came of a training."""
+    if not result.finished:
+        say(f"stopped and saved at step {result.steps}: the same command with --resume goes on from there")
+        return
+    say(f"{result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s; clips seen at each size:")
+    for spec, clips in sorted(result.clips.items(), key=str):
+        size, patch = f"{spec.frames} x {spec.height} x {spec.width}", f"{spec.patch[0]} x {spec.patch[1]}"
+        say(f"  {size} px, patch {patch}: {clips}")
+    say(f"model, log and checkpoints: {result.folder}")
+
+
+def say(text: str) -> None:
+    """Print a line, once for all processes."""
+    if rank_and_world()[0] == 0:
+        print(text, file=sys.stderr)
