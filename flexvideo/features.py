@@ -72,7 +72,7 @@ def extract_features(
     names: list[str] = []
     rows: list[Tensor] = []
     done = 0
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for group in _batches(_read_ahead(read, videos, workers, on_error), batch):
             names += [clip.name for clip in group]
             rows.append(_features_of(model, torch.cat([clip.values for clip in group])))
@@ -142,7 +142,7 @@ def _features_of(model: nn.Module, clips: Float[Tensor, "b 3 t h w"]) -> Float[T
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode for a while, and each of its parts back into its own."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -92,14 +92,14 @@ def test_views_are_those_that_read_gives(folder: Path, views: Views, native: boo
 
 def test_a_video_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    whole = VideoSource._take
+    whole = VideoSource.take
 
     def take(self: VideoSource, index: int, choose, size: Size) -> Tensor:
         frames = whole(self, index, choose, size)
         read.append((index, len(frames)))
         return frames
 
-    monkeypatch.setattr(VideoSource, "_take", take)
+    monkeypatch.setattr(VideoSource, "take", take)
     extract(flexible(), source_of(folder), grid=GRID, clips=2, workers=1)
     assert [index for index, _ in read] == list(range(7))
     union = {n for t in (2, 3, 5) for clip in (0, 1) for n in sample_frames(24, t, clip=clip, clips=2)}
@@ -216,7 +216,7 @@ class Counting(ClipSource):
     def identify(self, index: int) -> str:
         return f"toy {index}"
 
-    def _take(self, index: int, choose, size: Size) -> Tensor:
+    def take(self, index: int, choose, size: Size) -> Tensor:
         if index == 3 and self.moody and size is None:
             raise VideoError("toy 3 is broken.")
         if size is None:  # others are looked at to tell one set from another

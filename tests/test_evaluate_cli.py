@@ -76,7 +76,7 @@ def test_what_is_kept_is_used_again(root: Path, tmp_path: Path, monkeypatch: pyt
     arguments += ["--out", str(tmp_path)]
     assert main(arguments) == 0
     before = load_result(results(tmp_path)[0])
-    monkeypatch.setattr("flexvideo.data.source.VideoSource._take", None)  # nothing is read any more
+    monkeypatch.setattr("flexvideo.data.source.VideoSource.take", None)  # nothing is read any more
     assert main(arguments) == 0
     (path,) = results(tmp_path)
     assert load_result(path) == before

@@ -49,17 +49,17 @@ class Toys(ClipSource):
     def identify(self, index: int) -> str:
         return f"toy {index}"
 
-    def _take(self, index: int, choose: Choose, size: Size) -> Tensor:
+    def take(self, index: int, choose: Choose, size: Size) -> Tensor:
         return FILM[choose(20)] + index * 5
 
 
 class Deadly(Toys):
     """Reading one of its films ends the process."""
 
-    def _take(self, index: int, choose: Choose, size: Size) -> Tensor:
+    def take(self, index: int, choose: Choose, size: Size) -> Tensor:
         if index == 5:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super()._take(index, choose, size)
+        return super().take(index, choose, size)
 
 
 def loader(source: ClipSource | None = None, **options) -> FlexLoader:

@@ -44,7 +44,7 @@ class ToySource(ClipSource):
     def identify(self, index):
         return f"{self.name} {index}"
 
-    def _take(self, index, choose, size):
+    def take(self, index, choose, size):
         noise = torch.Generator().manual_seed(100 + index)
         picture = torch.rand(24, 32, 3, generator=torch.Generator().manual_seed(self.labels[index]))
         video = 0.7 * picture + 0.3 * torch.rand(10, 24, 32, 3, generator=noise)

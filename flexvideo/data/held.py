@@ -59,5 +59,6 @@ class HeldSource(ClipSource):
         return self._source.identify(index)
 
     def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
+        """Get frames of the clip as it is held."""
         video = self._videos[index]
         return video[torch.tensor(choose(len(video)))]

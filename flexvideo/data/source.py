@@ -59,7 +59,7 @@ class ClipSource(ABC):
         """Say which clip that is, for messages and result files: its path, or "motion 17"."""
 
     @abstractmethod
-    def _take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
+    def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
         """Get the chosen frames, at their own size or at the one they are wanted at."""
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class ClipSource(ABC):
         def choose(count: int) -> list[int]:
             return sample_frames(count, frames, sampling=sampling, clip=clip, clips=clips, seed=seed)
 
-        return _shape(self._take(index, choose, size), size, crop)
+        return _shape(self.take(index, choose, size), size, crop)
 
     @final
     def skip(self, index: int, error: VideoError) -> None:
@@ -164,7 +164,8 @@ class VideoSource(ClipSource):
         """Give the set."""
         return self.videos
 
-    def _take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
+    def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
+        """Decode the chosen frames of the part that counts."""
         record = self.videos[index]
 
         def numbers(video: VideoIndex) -> list[int]:
@@ -212,7 +213,8 @@ class RenderedSource(ClipSource):
         """Give the name of the set and the number of the clip."""
         return f"{self.name} {index}"
 
-    def _take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
+    def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
+        """Draw the frames at the chosen instants."""
         drawn = self.native or size
         if drawn is None:
             raise ConfigError(f"{self.name} is drawn and has no size of its own; give `size` or `native`.")

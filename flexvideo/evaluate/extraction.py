@@ -19,7 +19,7 @@ from flexvideo.evaluate.grid import Cell, Cost, costs_of
 from flexvideo.evaluate.runner import Output, Runner
 from flexvideo.evaluate.store import Part, Store, joined
 from flexvideo.evaluate.views import Views, read_views
-from flexvideo.features import _evaluating
+from flexvideo.features import evaluating
 
 TOKENS = 32768
 _KEPT = 256  # videos of which outputs are written to disk together: what a killed pass loses at most
@@ -115,7 +115,7 @@ def extract(
         raise ConfigError(f"Features need a cell and a worker, got {len(grid)} and {workers}.")
     views = Views(clips, crops, sampling)
     facts = facts_of_model(model), facts_of_source(source)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         runner = Runner(model, grid, output=output, tokens=tokens)
         key = {
             "format": _FORMAT,

@@ -92,7 +92,7 @@ def read_views(
         union.extend(sorted(set().union(*chosen.values())))
         return union
 
-    frames = source._take(index, choose, None)
+    frames = source.take(index, choose, None)
     place = {number: row for row, number in enumerate(union)}
     rows = {key: torch.tensor([place[number] for number in numbers]) for key, numbers in chosen.items()}
     found: dict[Cell, list[Tensor]] = {}
