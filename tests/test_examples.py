@@ -109,6 +109,37 @@ def test_linear_probe(files, data_set, capsys):
     assert len(list((files / "results").glob("probe-*.json"))) == 2
 
 
+def test_flexible_training(files, data_set, capsys):
+    result = example("07_flexible_training").main(
+        data_set,
+        str(files / "run"),
+        start=str(files / "model.safetensors"),
+        frames=[2, 3],
+        sizes=[24, 32],
+        tokens=192,
+        epochs=1,
+        steps=2,
+    )
+    printed = capsys.readouterr().out
+    assert (result.steps, sorted(result.metrics)) == (2, ["top1/2x24", "top1/3x32"])
+    assert "temporal_pos_embedding" in printed
+    assert fv.load(files / "run").labels == ("jump", "run")
+
+
+def test_fine_tuning(files, data_set):
+    checkpoint, out = str(files / "model.safetensors"), str(files / "run")
+    settings = {"frames": 2, "size": 24, "clips": 2, "epochs": 1, "steps": 1}
+    result = example("08_fine_tuning").main(checkpoint, data_set, out, **settings)
+    assert {(spec.frames, spec.height): clips for spec, clips in result.clips.items()} == {(2, 24): 2}
+    assert fv.flex_config(fv.load(out))["policy"]["frames"] == [8, 16, 32, 64]
+
+
+def test_accelerate(data_set):
+    losses = example("09_accelerate").main(data_set, steps=2, tokens=256)
+    assert len(losses) == 2
+    assert losses[0] == pytest.approx(0.69, abs=0.4)
+
+
 def test_every_example_is_tested():
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == [
         "01_any_clip",
@@ -117,4 +148,7 @@ def test_every_example_is_tested():
         "04_save_and_share",
         "05_retrieval",
         "06_linear_probe",
+        "07_flexible_training",
+        "08_fine_tuning",
+        "09_accelerate",
     ]

@@ -1,0 +1,126 @@
+"""`flexvideo train` and `finetune`: from data to a model that other commands read, and the mistakes."""
+
+import os
+import signal
+
+import pytest
+import torch
+from training import toy_model
+
+import flexvideo as fv
+from flexvideo.cli import main
+from flexvideo.data.motion import MotionSet
+from flexvideo.train import read_log
+
+TINY = ["--frames", "2", "3", "--sizes", "16", "24", "--tokens", "768", "--steps", "2", "--device", "cpu"]
+ONCE = ["--epochs", "1", "--workers", "0", "--val-split", "none", "--hold", "4x24"]
+
+
+@pytest.fixture(autouse=True)
+def _small_data(monkeypatch: pytest.MonkeyPatch):
+    """Two clips of each action: the set itself would take a minute to draw."""
+    original = MotionSet.__init__
+
+    def few(self, *arguments, **settings):
+        original(self, *arguments, **settings | {"per_class": 2})
+
+    monkeypatch.setattr(MotionSet, "__init__", few)
+
+
+def run(out, *more: str, command: tuple[str, ...] = ("train", "--preset", "tiny")) -> int:
+    return main([*command, "--data", "motion:short", *TINY, *ONCE, "--out", str(out), *more])
+
+
+def test_from_data_to_a_model_that_is_read(tmp_path, capsys):
+    assert (
+        run(tmp_path / "a", "--policy", "static-tokens", "--val-split", "val", "--evaluate-at", "2x16") == 0
+    )
+    said = capsys.readouterr().err
+    assert "epoch 1: top-1 in % at frames x pixels: 2x16: " in said
+    assert "2 steps, loss" in said
+    assert f"model, log and checkpoints: {tmp_path / 'a'}" in said
+    model = fv.load(tmp_path / "a")
+    assert model.labels == MotionSet().classes
+    assert fv.flex_config(model)["policy"] == {"name": "static-tokens", "frames": [2, 3], "sizes": [16, 24]}
+    fv.write_video(tmp_path / "clip.mp4", torch.randint(0, 255, (8, 40, 40, 3), dtype=torch.uint8))
+    features = ["features", str(tmp_path / "clip.mp4"), "--frames", "3", "--size", "24", "--device", "cpu"]
+    assert main([*features, "--checkpoint", str(tmp_path / "a"), "--out", str(tmp_path / "f.npz")]) == 0
+
+
+def test_fields_of_the_recipe_and_a_plain_model(tmp_path):
+    plain = ["--policy", "none", "--frames", "8", "--sizes", "32", "--tokens", "256", "--steps", "1"]
+    recipe = ["--set", "warmup_epochs=0", "ema=0.9", "augment=light", "--lr", "0.5"]
+    assert run(tmp_path, *plain, *recipe) == 0
+    assert read_log(tmp_path)[0]["lr"] == pytest.approx(0.5 * 2 / 256)
+    assert type(fv.load(tmp_path)) is fv.VideoMamba
+
+
+def test_a_run_that_is_resumed_and_one_that_is_not(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    before = (tmp_path / "model.safetensors").read_bytes()
+    assert run(tmp_path) == 2
+    assert "holds a run already: resume it (--resume), or choose another folder." in capsys.readouterr().err
+    assert run(tmp_path, "--resume") == 0
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert run(tmp_path, "--resume", "--lr", "7") == 2
+    assert "is a checkpoint of another run: config.lr was" in capsys.readouterr().err
+
+
+def test_interrupting_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    """The signal comes while the first step is taken."""
+    from flexvideo.train.step import Stepper
+
+    take = Stepper.take
+
+    def interrupted(self, *arguments, **settings):
+        os.kill(os.getpid(), signal.SIGINT)
+        return take(self, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "take", interrupted)
+        assert run(tmp_path) == 130
+    said = capsys.readouterr().err
+    assert "stopped and saved at step 1: the same command with --resume goes on from there" in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert run(tmp_path, "--resume") == 0
+
+
+def test_finetuning_replaces_the_head(tmp_path, capsys):
+    model = toy_model(classes=5)
+    model.save_pretrained(tmp_path / "start")
+    assert run(tmp_path / "b", command=("finetune", str(tmp_path / "start"))) == 0
+    assert "a new head: the model had 5 classes, the data has 18 others" in capsys.readouterr().err
+    tuned = fv.load(tmp_path / "b")
+    assert (tuned.num_classes, tuned.config["depth"]) == (18, 2)
+    assert fv.flex_config(tuned)["policy"] == fv.flex_config(model)["policy"]
+
+
+def test_finetuning_weights_that_have_no_head(tmp_path, capsys):
+    fv.save(toy_model(classes=0), tmp_path / "start.safetensors")
+    assert run(tmp_path / "b", command=("finetune", str(tmp_path / "start.safetensors"))) == 0
+    assert "the model had 0 classes" in capsys.readouterr().err
+    assert fv.load(tmp_path / "b").num_classes == 18
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--set", "lr"), "--set takes FIELD=VALUE, such as ema=0.999, and got 'lr'."),
+        (("--set", "speed=3"), "Unknown fields ['speed'] of a TrainConfig"),
+        (("--evaluate-at", "16"), "--evaluate-at takes frames x pixels, such as 16x224, and got '16'."),
+        (("--hold", "x"), "--hold takes frames x pixels, such as 16x224, and got 'x'."),
+        (("--policy", "temporal"), "Policy 'temporal' keeps the model's own frame size: leave --sizes out."),
+        (("--policy", "none"), "A plain model trains at its own size alone, 8 x 32 px"),
+        (("--model", "tiny", "--start", "x"), "--model is for a new model, --start for one that there is"),
+        (("--start", "nowhere.safetensors", "--model", "laptop"), "give one of them."),
+        (("--tokens", "3"), "A budget of 3 tokens a step does not hold one clip"),
+        (("--data", "motion:tall"), "names no source of clips"),
+        (("--split", "all"), "Unknown split 'all'"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(more, message, tmp_path, capsys):
+    evaluated = ("--val-split", "val") if "--evaluate-at" in more else ()
+    assert run(tmp_path, *more, *evaluated) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert message in said[-1]
+    assert said[-1].startswith("flexvideo train: ")
