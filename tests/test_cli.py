@@ -301,7 +301,9 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, arguments, say
     assert says in error
 
 
-@pytest.mark.parametrize("command", ["demo", "info", "features", "convert", "check-videos"])
+@pytest.mark.parametrize(
+    "command", ["demo", "info", "features", "convert", "check-videos", "train", "finetune"]
+)
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -43,7 +43,7 @@ The policy says what is drawn (--policy; `none` trains a plain model at its own 
 narrow it. A step holds as many clips of its size as fit the budget of tokens. OUT gets the model, which every
 other command reads (--checkpoint OUT), log.jsonl and checkpoints: a killed run goes on with --resume, to the
 bit, and Ctrl-C saves first. Preset `paper` begins from the masked-pretrained weights, others from random ones
-unless --start says otherwise; `tiny` learns the drawn motion data on a laptop. Several GPUs:
+unless --start says otherwise; `tiny` is for drawn motion data on a laptop. Several GPUs:
   torchrun --nproc-per-node 4 -m flexvideo train ..."""
 FINETUNE = """\
 Train a checkpoint on other classes: at one size, 16 x 224 px by default, as the paper fine-tunes.
@@ -75,7 +75,7 @@ def add(commands: Commands) -> None:
         "--init",
         choices=["mamba", "official"],
         default="mamba",
-        help="of a new model; mamba learns faster",
+        help="of a new model",
     )
     _common_arguments(parser)
     example = "flexvideo finetune runs/a --data ucf101:/data/ucf101 --fold 1 --out runs/ucf101"

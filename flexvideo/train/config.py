@@ -169,6 +169,6 @@ PRESETS: dict[str, TrainConfig] = {
         _OFFICIAL, epochs=45, lr=2e-4, layer_decay=0.8, drop_path=0.4, tokens=_LONG
     ),
     "tiny": TrainConfig(
-        epochs=10, steps=60, tokens=32 * 8 * 16, lr=8e-3, warmup_epochs=1, drop_path=0.0, clip_norm=1.0
+        epochs=10, steps=60, tokens=32 * 8 * 16, lr=2e-2, warmup_epochs=1, drop_path=0.0, clip_norm=1.0
     ),
 }

@@ -34,8 +34,7 @@ class Stepper:
         self._world = rank_and_world()[1]
         self._forward: nn.Module = run.model
         if self._world > 1:
-            # Buffers are no statistics of batches, and every parameter of ours takes part in every step.
-            self._forward = DistributedDataParallel(run.model, broadcast_buffers=False)
+            self._forward = DistributedDataParallel(run.model)
 
     def take(
         self, batches: Sequence[Batch], *, rate: float, planned: int, epoch: int, done: int
