@@ -1,0 +1,255 @@
+"""The arms of the evidence run: how each is trained from the shared start, and how each is measured."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from _evidence_data import TensorSource, drawn, load_start
+from _evidence_scale import Kind, Scale, drawn_set
+from torch import nn
+
+import flexvideo as fv
+from flexvideo.data.augment import Augment
+from flexvideo.data.motion import MotionSet
+from flexvideo.data.posed import posed_clips
+from flexvideo.evaluate import Cell, NativeSize, cells, extract, linear_probe, retrieval, save_result
+from flexvideo.train import TrainConfig, replace_head, train
+from flexvideo.train.pretrain import pretrain
+from flexvideo.weights import write_atomically
+
+FLEXIBLE = ("static-tokens", "static-patch", "temporal", "flexivit", "flex-all")
+RESIZED, NATIVE, ZERO_SHOT = "vanilla", "vanilla, clip resized", "vanilla, zero-shot static tokens"
+PER_LENGTH = "one vanilla per T"
+TASKS = ("retrieval", "probe")
+_PARTS = 4  # flexible training has one of so many parts of the epochs
+_WARMUP = 1 / 14  # of a training
+_AUGMENT = Augment(sampling="random", scale=(0.5, 1.0), smoothing=0.1)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A training, and the rows of the table that come of it.
+
+    Args:
+        name: of the training.
+        policy: of flexible training, None for vanilla's one geometry.
+        rows: the ways in which its weights are measured.
+        quarter: whether it has a quarter of vanilla's epochs; otherwise as many steps, of as many tokens.
+        start: whether it begins from the shared start, or from random weights.
+        frames: the one frame count that it is trained and measured at; None is the model's own, or many.
+        later: whether it waits until the others are done with all seeds.
+    """
+
+    name: str
+    policy: str | None
+    rows: tuple[str, ...]
+    quarter: bool = False
+    start: bool = True
+    frames: int | None = None
+    later: bool = False
+
+
+def arms(scale: Scale, kind: Kind) -> list[Arm]:
+    """All arms of a kind of data."""
+    others = [frames for frames in kind.lengths if frames != scale.model["num_frames"]]
+    main = [
+        Arm("vanilla", None, (RESIZED, NATIVE, ZERO_SHOT, PER_LENGTH)),
+        *(Arm(name, name, (name,), quarter=True) for name in FLEXIBLE),
+        Arm("static-tokens, equal tokens", "static-tokens", ("static-tokens, equal tokens",)),
+    ]
+    more = [
+        Arm("vanilla, a quarter of the epochs", None, ("vanilla, a quarter of the epochs",), quarter=True),
+        *(Arm(f"vanilla of {frames}", "temporal", (PER_LENGTH,), frames=frames) for frames in others),
+        Arm("vanilla, from scratch", None, ("vanilla, from scratch",), start=False),
+        Arm("static-tokens, from scratch", "static-tokens", ("static-tokens, from scratch",), start=False),
+    ]
+    return main + [replace(arm, later=True) for arm in more]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run works, and for how long.
+
+    Args:
+        scale: how large it is.
+        out: folder of results and of the shared start.
+        work: folder of drawn clips and of trainings.
+        mocap: file of motion capture, None for the procedural set.
+        device: to run on.
+        workers: processes that read clips.
+        left: seconds that are left.
+        say: tells the user.
+    """
+
+    scale: Scale
+    out: Path
+    work: Path
+    mocap: Path | None
+    device: str
+    workers: int
+    left: Callable[[], float]
+    say: Callable[[str], object]
+
+    def source(self, kind: Kind, split: str, most: int | None = None) -> TensorSource:
+        clips = drawn_set(self.scale, kind, split, self.mocap)
+        path = self.work / "clips" / f"{kind.name}-{split}.bin"
+        videos = drawn(path, clips, frames=kind.held, size=self.scale.native, device=self.device)
+        return TensorSource(videos, clips.labels, clips.classes, name=kind.name, split=split, most=most)
+
+    def over(self) -> bool:
+        return self.left() <= 0
+
+
+def build(place: Place, *, seed: int) -> fv.VideoMamba:
+    """A model of random weights."""
+    torch.manual_seed(seed)
+    model = fv.VideoMamba(**place.scale.model, num_classes=0, drop_path_rate=0.0, init="mamba")
+    return model.to(place.device)
+
+
+def make_start(place: Place) -> bool:
+    """Train the shared start at vanilla's own geometry, on train and procedural clips; whether it is done."""
+    done, run, scale = place.out / "start", place.work / "start", place.scale
+    if (done / "model.safetensors").exists():
+        return True
+    sets = [drawn_set(scale, kind, "train", place.mocap) for kind in scale.kinds]
+    sets += [
+        MotionSet("train", seed=1, kind=kind, per_class=per_class)
+        for kind, per_class in zip(("short", "long"), scale.procedural, strict=True)
+    ]
+    frames = 2 * scale.model["num_frames"]
+    clips = posed_clips(sets, frames=frames, size=scale.native, device=place.device)
+    place.say(f"start: {len(clips):,} clips with the places of their joints, {place.left():.0f} s left")
+
+    def report(record: Any) -> None:
+        place.say(" ".join(f"{name} {value:.4g}" for name, value in record.items()))
+
+    model = build(place, seed=0)
+    if not pretrain(model, clips, config=scale.start, out=run, report=report, stop=place.over):
+        return False
+    done.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(run / name, done / name)
+    return True
+
+
+def run_arm(place: Place, kind: Kind, arm: Arm, seed: int) -> bool:
+    """Train and measure an arm, or go on with it; whether it is done."""
+    folder = place.work / f"{kind.name}-{seed}-{_slug(arm.name)}"
+    if not (folder / "model.safetensors").exists() and not _train(place, kind, arm, seed, folder):
+        return False
+    for row in arm.rows:
+        if not all(_file(place, kind, row, arm, seed, task).exists() for task in TASKS):
+            if place.over():
+                return False
+            _measure(place, kind, arm, row, seed, folder)
+    return True
+
+
+def finished(place: Place, kind: Kind, arm: Arm, seed: int) -> bool:
+    files = (_file(place, kind, row, arm, seed, task) for row in arm.rows for task in TASKS)
+    return all(file.exists() for file in files)
+
+
+def _train(place: Place, kind: Kind, arm: Arm, seed: int, folder: Path) -> bool:
+    scale, source = place.scale, place.source(kind, "train")
+    model = load_start(place.out, place.device) if arm.start else build(place, seed=1000 + seed)
+    torch.manual_seed(seed)
+    replace_head(model, source.classes)
+    if arm.frames is not None:
+        fv.make_flexible(model, policy=fv.Temporal(frames=(arm.frames,)))
+    elif arm.policy is not None:
+        fv.make_flexible(model, policy=scale.policy(arm.policy, kind))
+    config = _config(scale, arm, seed, len(source))
+    found = train(
+        model,
+        source,
+        config=config,
+        out=folder,
+        resume=True,
+        workers=place.workers,
+        stop=place.over,
+    )
+    took = f"{found.steps:,} steps, {found.seconds:.0f} s"
+    place.say(f"{kind.name} {seed} {arm.name}: loss {found.loss:.3f} after {took}")
+    if found.finished:
+        clips = {f"{spec.frames}x{spec.height}/{spec.patch[0]}": count for spec, count in found.clips.items()}
+        facts = {"kind": kind.name, "arm": arm.name, "seed": seed, "config": config.to_config()}
+        facts |= {"steps": found.steps, "seconds": found.seconds, "loss": found.loss, "clips": clips}
+        path = place.out / f"{kind.name}-{seed}-{_slug(arm.name)}-run.json"
+        write_atomically(path, (json.dumps(facts, indent=1) + "\n").encode())
+        shutil.rmtree(folder / "checkpoints")
+    return found.finished
+
+
+def _config(scale: Scale, arm: Arm, seed: int, clips: int) -> TrainConfig:
+    frames, size, patch = (scale.model[name] for name in ("num_frames", "img_size", "patch_size"))
+    at_once = scale.tokens // (frames * (size // patch) ** 2)
+    epochs = scale.epochs // _PARTS if arm.quarter else scale.epochs
+    return TrainConfig(
+        epochs=epochs,
+        steps=None if arm.quarter else math.ceil(clips / at_once),
+        tokens=scale.tokens,
+        balanced=True,
+        lr=scale.lr,
+        warmup_epochs=max(1, round(epochs * _WARMUP)),
+        clip_norm=1.0,
+        drop_path=0.1,
+        augment=_AUGMENT,
+        bf16=torch.cuda.is_available(),
+        seed=seed,
+        keep=1,
+    )
+
+
+def _measure(place: Place, kind: Kind, arm: Arm, row: str, seed: int, folder: Path) -> None:
+    """Features of queries and gallery over the grid; retrieval and probe of them."""
+    scale = place.scale
+    model = measured(folder, row, device=place.device)
+    own = scale.model["num_frames"] if arm.policy is None and row == PER_LENGTH else arm.frames
+    grid = scale.grid(kind) if own is None else cells((own,), scale.sizes)
+    autocast = torch.autocast("cuda", torch.bfloat16) if place.device == "cuda" else nullcontext()
+    sources = place.source(kind, "test", scale.queries), place.source(kind, "train", scale.gallery)
+    with autocast:
+        queries, gallery = (
+            extract(model, each, grid=grid, workers=max(1, place.workers), tokens=1 << 17) for each in sources
+        )
+    found = retrieval(queries, gallery, name=row), linear_probe(gallery, queries, name=row)
+    for task, result in zip(TASKS, found, strict=True):
+        save_result(result, _file(place, kind, row, arm, seed, task))
+    best = _accuracy(found[0], Cell(arm.frames or scale.model["num_frames"], scale.model["img_size"]))
+    place.say(f"{kind.name} {seed} {row}: top-1 {best} at its own size, {place.left():.0f} s left")
+
+
+def measured(folder: Path, row: str, *, device: str) -> nn.Module:
+    """The weights of an arm as a row of the table runs them.
+
+    Vanilla's tables are resized by the paper's rule, and "one vanilla per T" likewise.
+    """
+    if row == NATIVE:
+        return NativeSize(fv.load(folder, device=device))
+    model = fv.load(folder, device=device)
+    if row == ZERO_SHOT:
+        return fv.make_flexible(model, policy="static-tokens", rule="auto")
+    if row.startswith("vanilla") or row == PER_LENGTH:
+        return fv.make_flexible(model, policy="static-patch", rule="paper")
+    return model
+
+
+def _accuracy(result: Any, cell: Cell) -> str:
+    return next(str(found.metrics["top1"]) for found in result.cells if found.cell == cell)
+
+
+def _file(place: Place, kind: Kind, row: str, arm: Arm, seed: int, task: str) -> Path:
+    part = "" if arm.frames is None else f"-{arm.frames}"
+    return place.out / f"{kind.name}-{seed}-{_slug(row)}{part}-{task}.json"
+
+
+def _slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "_")
