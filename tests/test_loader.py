@@ -16,12 +16,14 @@ from torch import Tensor
 from videos import encode, pictures, truncated_mp4
 
 from flexvideo import Base, ClipSpec, StaticTokens
+from flexvideo.data.alter import centre_crop
 from flexvideo.data.augment import AUGMENTS, Augment
 from flexvideo.data.clips import IMAGENET_MEAN, IMAGENET_STD, Size, normalize, resize
 from flexvideo.data.loader import Batch, FlexLoader
 from flexvideo.data.motion import MotionSet
 from flexvideo.data.reader import Cell, Reader
 from flexvideo.data.records import VideoRecord, VideoSet
+from flexvideo.data.room import room
 from flexvideo.data.sampler import clip_tokens
 from flexvideo.data.source import Choose, ClipSource, RenderedSource, VideoSource
 from flexvideo.errors import ConfigError, VideoError, VideoWarning
@@ -287,6 +289,30 @@ def test_a_set_of_which_nothing_can_be_read_stops_training(tmp_path: Path) -> No
         assert not next(steps)[0].weights.any()
     with pytest.raises(VideoError, match=f"^{message}"):
         next(steps)
+
+
+def test_what_is_left_of_an_epoch_may_be_unreadable(tmp_path: Path) -> None:
+    records = (VideoRecord(str(tmp_path / "a"), 0, "a"),)
+    source = VideoSource(VideoSet("toys", "train", records, ("jump",)), on_error="skip")
+    with pytest.warns(VideoWarning):
+        (rest,) = loader(source, augment=None, tokens=999, steps=3).epoch(0, start=2)
+    assert not rest[0].weights.any()
+
+
+def test_batches_larger_than_a_page_are_as_any() -> None:
+    large = room((3, 1 << 19), torch.device("cpu"))
+    assert large.is_contiguous()
+    assert large.fill_(2).sum() == 3 << 20
+    kept = large[1]
+    del large
+    assert kept.sum() == 1 << 20
+    batch = next(loader(augment=None, tokens=4000, steps=1).epoch(0))[0]
+    assert batch.clips.nbytes > 1 << 21
+    source = Toys()
+    for index, clip in zip(batch.indices, batch.clips, strict=True):
+        size = (batch.spec.height, batch.spec.width)
+        read = source.read(index, frames=batch.spec.frames, size=size, crop=centre_crop(size))
+        assert torch.equal(clip, normalize(read)[0])
 
 
 def test_readers_travel_to_processes_that_share_nothing(damaged: VideoSet) -> None:

@@ -16,6 +16,7 @@ from flexvideo.data.augment import Augment
 from flexvideo.data.clips import IMAGENET_MEAN, IMAGENET_STD, normalize
 from flexvideo.data.mix import draw_mixing, mix, soft_targets
 from flexvideo.data.reader import Cell, Read, Reader, altered, draw_for
+from flexvideo.data.room import room
 from flexvideo.data.sampler import StepPlan, StepSampler
 from flexvideo.data.source import ClipSource
 from flexvideo.errors import ConfigError, VideoError
@@ -177,7 +178,8 @@ class FlexLoader:
                 generator=torch.Generator(),  # PyTorch draws from it, and else from the state of the process
             )
         )
-        steps, readable = range(start, self.steps_in(epoch)), False
+        # An epoch that is gone on with has had its clips before.
+        steps, readable = range(start, self.steps_in(epoch)), start > 0
         for _ in steps:
             step = [next(reads) for _ in range(self._accumulate)]
             readable = readable or any(len(read.errors) < len(read.cell.indices) for read in step)
@@ -212,7 +214,7 @@ class FlexLoader:
         if self.augment.soft:
             size = (cell.spec.height, cell.spec.width)
             mixing = draw_mixing(self.augment, size, draw_for("mix", self.seed, *cell[3:]))
-            clips = mix(clips, mixing, present)
+            mix(clips, mixing, present)
             targets = soft_targets(
                 labels, len(self.source.classes), mixing, present, smoothing=self.augment.smoothing
             )
@@ -220,13 +222,12 @@ class FlexLoader:
 
     def _clips(self, read: Read) -> Float[Tensor, "b 3 t h w"]:
         frames = read.frames.to(self._device, non_blocking=True)
-        if self._device.type != "cpu" and self.augment.operations:
-            frames = torch.stack(
-                [altered(clip, self.augment, self.seed, read.cell, i) for i, clip in enumerate(frames)]
-            )
-        clips = frames.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
-        clips.sub_(self._shift).div_(self._scale)
-        for place, clip in enumerate(clips if self.augment.erase else ()):
+        count, length, height, width, colours = frames.shape
+        clips = room((count, colours, length, height, width), self._device)
+        for place, (clip, shown) in enumerate(zip(clips, frames, strict=True)):
+            if self._device.type != "cpu":
+                shown = altered(shown, self.augment, self.seed, read.cell, place)
+            clip.copy_(shown.permute(3, 0, 1, 2)).sub_(self._shift).div_(self._scale)
             draw = draw_for("erase", self.seed, read.cell.epoch, read.cell.place + place)
             erase(clip, probability=self.augment.erase, draw=draw)
         return clips

@@ -47,7 +47,7 @@ def draw_mixing(augment: Augment, size: tuple[int, int], draw: Random) -> Mixing
 
 
 def mix(clips: Float[Tensor, "b c t h w"], mixing: Mixing, present: list[bool]) -> Float[Tensor, "b c t h w"]:
-    """Mix every clip with its partner: the first with the last, the second with the last but one.
+    """Mix every clip with its partner, in place: the first with the last, the second with the last but one.
 
     Args:
         clips: of a micro-batch.
@@ -59,18 +59,19 @@ def mix(clips: Float[Tensor, "b c t h w"], mixing: Mixing, present: list[bool]) 
         >>> mix(clips, Mixing(0.75), [True, True]).flatten().tolist()
         [0.25, 0.75]
     """
-    paired = _paired(present)
-    if not paired or mixing.share == 1:
-        return clips
-    places = torch.tensor(paired, device=clips.device)
-    own, other = clips[places], clips[len(clips) - 1 - places]
-    if mixing.box is None:
-        own = torch.lerp(other, own, mixing.share)
-    else:
-        top, left, height, width = mixing.box
-        rows, columns = slice(top, top + height), slice(left, left + width)
-        own[..., rows, columns] = other[..., rows, columns]
-    return clips.index_copy(0, places, own)
+    for place in (place for place in _paired(present) if place < len(clips) // 2):
+        one, other = clips[place], clips[-1 - place]
+        if mixing.box is None:
+            blended = torch.lerp(other, one, mixing.share)
+            other.copy_(torch.lerp(one, other, mixing.share))
+            one.copy_(blended)
+        else:
+            top, left, height, width = mixing.box
+            inside = (..., slice(top, top + height), slice(left, left + width))
+            kept = one[inside].clone()
+            one[inside] = other[inside]
+            other[inside] = kept
+    return clips
 
 
 def soft_targets(
