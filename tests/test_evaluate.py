@@ -106,6 +106,28 @@ def test_a_video_is_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert read[6][1] == len(union) < 2 * (2 + 3 + 5)
 
 
+def test_a_video_shorter_than_it_says_gives_what_it_has(tmp_path: Path) -> None:
+    videos.scratched(tmp_path)
+    source, cell = source_of(tmp_path), Cell(7, 24)
+    with pytest.warns(VideoWarning, match="frames that can be decoded are used"):
+        found = read_views(source, 0, [cell, Cell(3, 24)], Views(clips=2))
+    with pytest.warns(VideoWarning, match="frames that can be decoded are used"):
+        read = source.read(0, frames=7, size=24, clip=1, clips=2)
+    assert torch.equal(found[cell][1], read)
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    model = flexible()
+    with torch.no_grad():
+        model.norm_f.weight[3] = float("nan")
+    for output in ("cls", "scores"):
+        with pytest.raises(
+            UnsupportedModelError, match=r"no numbers, or infinite, at 2x24: its weights have"
+        ):
+            extract(model, Counting(), grid=cells((2,), (24,)), output=output, cache=tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_several_crops_are_spread_along_the_longer_side(folder: Path) -> None:
     source = source_of(folder)
     left, middle, right = read_views(source, 0, [Cell(2, 40)], Views(crops=3))[Cell(2, 40)]
@@ -255,6 +277,7 @@ def test_another_protocol_is_never_confused(tmp_path: Path) -> None:
     others = [
         (changed, Counting(), {}),
         (moved, Counting(), {}),
+        (fv.make_flexible(build(norm_epsilon=1e-3)), Counting(), {}),
         (flexible(rule="paper"), Counting(), {}),
         (flexible(policy="static-patch"), Counting(), {}),
         (NativeSize(build()), Counting(), {}),
@@ -269,7 +292,7 @@ def test_another_protocol_is_never_confused(tmp_path: Path) -> None:
         extract(model, source, grid=grid, cache=tmp_path, **settings)
         assert source.taken, settings
     assert len(list(tmp_path.iterdir())) == 1 + len(others)
-    for model, source, settings in others[5:8]:
+    for model, source, settings in others[6:9]:
         source.taken.clear()
         extract(model, source, grid=grid, cache=tmp_path, **settings)
         assert not source.taken, settings

@@ -1,6 +1,7 @@
 """What is measured from features, and the files that keep it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,11 +127,20 @@ def test_accuracy_of_a_classifier() -> None:
     assert result.cells[0].metrics["top1"].value == 1
     swapped = replace(found, values={c: v[:, [2, 0, 1]] for c, v in found.values.items()})
     assert accuracy(swapped).cells[0].metrics["top1"].value == 0
-    assert accuracy(swapped, labels=("c", "a", "b")).cells[0].metrics["top1"].value == 1
+    for labels in (("c", "a", "b"), ("C", " a", "b.")):
+        assert accuracy(swapped, labels=labels).cells[0].metrics["top1"].value == 1
     with pytest.raises(DatasetError, match=r"has a head for 3 classes, and toys has 2 classes: give one"):
         accuracy(replace(found, classes=("a", "b")))
+    with pytest.raises(DatasetError, match=r"knows no class 'b' of toys, but 'a' and others: give one that"):
+        accuracy(found, labels=("a", "c", "d"))
     with pytest.raises(ConfigError, match="measured by its \"scores\"; these are 'cls' features"):
         accuracy(features())
+
+
+@pytest.mark.parametrize("task", [retrieval, knn, linear_probe])
+def test_clips_do_not_find_themselves(task: Callable[..., Result]) -> None:
+    with pytest.raises(ConfigError, match="are the same clips, toys test, so that each would find itself"):
+        task(features(), features())
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,31 @@ def test_ties_go_to_the_lower_number() -> None:
     }
 
 
+@pytest.mark.parametrize("count", [3, 7, 33, 101])
+def test_rows_that_are_equal_tie_wherever_they_lie(count: int) -> None:
+    row, queries = torch.randn(1, 577), torch.randn(17, 577)
+    labels = torch.arange(count)
+    values = retrieval_values(queries, torch.zeros(17, dtype=torch.long), row.repeat(count, 1), labels)
+    assert values["R@1"].all()
+
+
+def test_what_is_no_number_is_no_hit() -> None:
+    nothing, labels = torch.full((4, 6), float("nan")), torch.arange(4)
+    assert not topk_hits(nothing, labels, k=6).any()
+    partly = torch.eye(4, 6)
+    partly[1, 5] = partly[2, 2] = float("nan")
+    assert topk_hits(partly, labels).tolist() == [True, False, False, True]
+
+
+def test_a_low_temperature_leaves_the_nearest_its_say() -> None:
+    gallery, known = torch.tensor([[0.0, 1.0], [1.0, 0.01], [1.0, 0.0]]), torch.tensor([0, 1, 2])
+    scores = knn_scores(torch.tensor([[1.0, 0.0]]), gallery, known, classes=3, temperature=1e-6)
+    assert scores.isfinite().all()
+    assert scores.argmax().item() == 2
+    with pytest.raises(ConfigError, match=r"temperature of votes must be above 0, got 0\.0"):
+        knn_scores(gallery, gallery, known, classes=3, temperature=0.0)
+
+
 def test_balanced_accuracy_is_scikit_learns() -> None:
     labels, guesses = torch.randint(3, (40,)) * 2, torch.randint(3, (40,)) * 2
     expected = balanced_accuracy_score(labels, guesses)

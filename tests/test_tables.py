@@ -109,6 +109,38 @@ def test_runs_are_averaged() -> None:
     assert gains.rows[0][3].startswith("+8.0 [")
 
 
+def test_ways_to_run_a_model_are_not_averaged() -> None:
+    one, other = (
+        result(
+            "vanilla", "UCF101", grid({8: (60,)}), model=ModelFacts("m", rule, 1, None, {"kernel": rule}, {})
+        )
+        for rule in ("paper", "auto")
+    )
+    says = (
+        r"'vanilla' for retrieval on UCF101 were run in different ways at 8x96, .*'paper'.*'auto'.* give each"
+    )
+    with pytest.raises(ConfigError, match=says):
+        SHAPES["geometry"]([one, other])
+    assert SHAPES["geometry"]([one, replace(other, name="auto")])
+
+
+def test_other_galleries_do_not_compare() -> None:
+    galleries = [SourceFacts("UCF101", "train", "1", count, 4, str(count)) for count in (9537, 500)]
+    results = [replace(VANILLA, gallery=galleries[0]), replace(FLEXIBLE, gallery=galleries[1])]
+    says = r"searched or learnt from other clips \(9,537 of train and 500 of train\)"
+    with pytest.raises(ConfigError, match=says):
+        SHAPES["geometry"](results)
+
+
+def test_gains_are_above_the_first_model_or_none() -> None:
+    results = [
+        VANILLA,
+        *(result(name, "COIN", grid({8: (value,)})) for name, value in (("b", 50), ("c", 60))),
+    ]
+    (table,) = SHAPES["geometry"](results)
+    assert [row[-1] for row in table.rows] == ["-"] * 4
+
+
 def test_parts_of_a_grid_come_together() -> None:
     parts = [replace(VANILLA, cells=VANILLA.cells[:2]), replace(VANILLA, cells=VANILLA.cells[2:])]
     assert SHAPES["geometry"](parts) == SHAPES["geometry"]([VANILLA])

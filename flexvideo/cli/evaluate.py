@@ -200,7 +200,7 @@ def _evaluate(options: Options) -> None:
     source = _source(options, split)
     model = _model(options)
     inner = model.model if isinstance(model, NativeSize) else model
-    require_classes(inner.num_classes, source.listed().name, len(source.classes))
+    require_classes(inner.num_classes, source.listed().name, source.classes, labels=inner.labels)
     scores = _extract(options, model, source, grid=_grid(options), output="scores")
     result = accuracy(scores, name=options.name, labels=inner.labels, finetuned=options.finetuned)
     _report(options, [result])

@@ -38,12 +38,13 @@ class Board:
     """Look up results by task, data set, model and cell; the orders are those in which they were given.
 
     Args:
-        results: those of one task, data set and name are runs of one model, or parts of its grid.
+        results: those of one task, data set and name are parts of the grid of a model, or, of other weights,
+            its runs.
         metric: which of their metrics.
 
     Raises:
-        ConfigError: no results, one without the metric, or two that cannot stand in one table: other queries,
-            another protocol, or the same cell twice.
+        ConfigError: no results, one without the metric, or two that cannot stand in one table: other clips,
+            another protocol, one name for two ways to run a model, or the same cell twice.
     """
 
     def __init__(self, results: Sequence[Result], *, metric: str = "top1") -> None:
@@ -53,12 +54,13 @@ class Board:
         self.runs: dict[Key, dict[Cell, dict[str, CellResult]]] = {}
         self.models: dict[str, Result] = {}
         self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._ways: dict[tuple[str, str, str, Cell], tuple[object, object]] = {}
         first: dict[tuple[str, str], Result] = {}
         for result in results:
             place = (result.task, result.data)
             _require_alike(first.setdefault(place, result), result)
-            self._labels[place] = result.labels
             self.models.setdefault(result.name, result)
+            self._labels[place] = result.labels
             self._add(result)
         self.places = tuple(first)
         self.tasks = tuple(dict.fromkeys(task for task, _ in first))
@@ -66,20 +68,28 @@ class Board:
         self.reference = results[0].name
 
     def _add(self, result: Result) -> None:
-        cells = self.runs.setdefault((result.task, result.data, result.name), {})
+        key = (result.task, result.data, result.name)
+        cells = self.runs.setdefault(key, {})
         for cell in result.cells:
             if self.metric not in cell.metrics:
                 raise ConfigError(
                     f"{result.name!r} has no metric {self.metric!r} for {result.task} on {result.data}; it "
                     f"has: {', '.join(cell.metrics)}."
                 )
-            run = f"{result.model.weights} {result.model.policy} {result.model.rule}"
-            if run in (there := cells.setdefault(cell.cell, {})):
+            there = cells.setdefault(cell.cell, {})
+            way = (result.model.policy, result.model.rule)
+            if self._ways.setdefault((*key, cell.cell), way) != way:
+                raise ConfigError(
+                    f"Results of {result.name!r} for {result.task} on {result.data} were run in different "
+                    f"ways at {cell.cell}, {_told(self._ways[*key, cell.cell])} and {_told(way)}, and those "
+                    "of one name are averaged: give each its own."
+                )
+            if result.model.weights in there:
                 raise ConfigError(
                     f"Two results of {result.name!r} for {result.task} on {result.data} have the same "
                     f"weights at {cell.cell}: give one of them, or another name."
                 )
-            there[run] = cell
+            there[result.model.weights] = cell
 
     def cells(self, task: str, data: str, name: str | None = None) -> list[Cell]:
         """Cells of one model, or of all, sorted."""
@@ -135,12 +145,21 @@ def _right(found: list[CellResult]) -> Float[Tensor, " n"]:
     return torch.stack(hits).mean(0)
 
 
+def _told(way: tuple[object, object]) -> str:
+    return f"policy {way[0]} with rule {way[1]}"
+
+
 def _require_alike(one: Result, other: Result) -> None:
     where = f"{one.name!r} and {other.name!r} for {one.task} on {one.data}"
     if (one.queries.digest, one.labels) != (other.queries.digest, other.labels):
         raise ConfigError(
             f"{where} were measured on other clips ({len(one.labels):,} of {one.queries.split} and "
             f"{len(other.labels):,} of {other.queries.split}), so they cannot stand in one table."
+        )
+    if one.gallery and other.gallery and one.gallery.digest != other.gallery.digest:
+        raise ConfigError(
+            f"{where} searched or learnt from other clips ({one.gallery.clips:,} of {one.gallery.split} and "
+            f"{other.gallery.clips:,} of {other.gallery.split}), so they cannot stand in one table."
         )
     for key in {**one.protocol, **other.protocol}:
         if one.protocol.get(key) != other.protocol.get(key):

@@ -10,12 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+import flexvideo
 from flexvideo.data.clips import Sampling
 from flexvideo.data.records import Problem
 from flexvideo.data.source import ClipSource
+from flexvideo.discover import plan_for
 from flexvideo.errors import ConfigError, VideoError
 from flexvideo.evaluate.facts import ModelFacts, SourceFacts, facts_of_model, facts_of_source
 from flexvideo.evaluate.grid import Cell, Cost, costs_of
+from flexvideo.evaluate.native import NativeSize
 from flexvideo.evaluate.runner import Output, Runner
 from flexvideo.evaluate.store import Part, Store, joined
 from flexvideo.evaluate.views import Views, read_views
@@ -23,7 +26,6 @@ from flexvideo.features import evaluating
 
 TOKENS = 32768
 _KEPT = 256  # videos of which outputs are written to disk together: what a killed pass loses at most
-_FORMAT = 1  # raised when the same inputs come to give other values
 
 Read = dict[Cell, list[Tensor]]
 
@@ -117,9 +119,11 @@ def extract(
     facts = facts_of_model(model), facts_of_source(source)
     with evaluating(model), torch.no_grad():
         runner = Runner(model, grid, output=output, tokens=tokens)
+        costs = costs_of(model, grid)
         key = {
-            "format": _FORMAT,
+            "format": [flexvideo.__version__, _KEPT],
             "model": asdict(facts[0]) | {"source": ""},  # the same weights from elsewhere
+            "code": [str(model), str(plan_for(model.model if isinstance(model, NativeSize) else model))],
             "dtype": str(next(model.parameters()).dtype),
             "clips": asdict(facts[1]),
             "views": asdict(views),
@@ -134,7 +138,7 @@ def extract(
         labels=torch.tensor(source.labels)[rows],
         names=tuple(source.identify(row) for row in rows.tolist()),
         classes=source.classes,
-        costs=costs_of(model, grid),
+        costs=costs,
         skipped=tuple(source.skipped[index] for index in sorted(source.skipped)),
         model=facts[0],
         source=facts[1],

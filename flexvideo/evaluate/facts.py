@@ -50,6 +50,7 @@ class SourceFacts:
         classes: how many.
         digest: SHA-256 over what the set calls them, their classes, and the sizes of their files; of drawn
             ones, over some that were drawn small.
+        omitted: how many more the lists of the set name that are not there.
     """
 
     data: str
@@ -58,6 +59,7 @@ class SourceFacts:
     clips: int
     classes: int
     digest: str
+    omitted: int = 0
 
 
 def facts_of_model(model: nn.Module) -> ModelFacts:
@@ -102,7 +104,15 @@ def facts_of_source(source: ClipSource) -> SourceFacts:
             digest.update(source.read(index, frames=2, size=16).contiguous().numpy().tobytes())
     videos = source.listed()
     split = getattr(getattr(source, "clips", None), "split", videos.split)  # of a drawn set
-    return SourceFacts(videos.name, split, videos.fold, len(source), len(source.classes), digest.hexdigest())
+    return SourceFacts(
+        data=videos.name,
+        split=split,
+        fold=videos.fold,
+        clips=len(source),
+        classes=len(source.classes),
+        digest=digest.hexdigest(),
+        omitted=len(videos.omitted),
+    )
 
 
 def _hash_weights(model: nn.Module) -> str:

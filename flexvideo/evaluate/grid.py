@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -122,7 +123,7 @@ def costs_of(model: nn.Module, grid: Sequence[Cell]) -> dict[Cell, Cost]:
         >>> costs_of(model, [Cell(4, 24)])[Cell(4, 24)].tokens
         65
     """
-    shadow = copy.deepcopy(model).to("meta").eval()
+    shadow = _without_values(model).eval()
     return {cell: _cost(geometry_of(model, cell), _gflops(shadow, cell)) for cell in grid}
 
 
@@ -135,6 +136,16 @@ def _cost(geometry: Geometry, gflops: float | None) -> Cost:
         tokens=1 + geometry.tokens,
         gflops=gflops,
     )
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, for which no value is copied on the way."""
+    empty: dict[int, Any] = {
+        id(value): nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False)
+        for value in model.parameters()
+    }
+    empty |= {id(value): torch.empty_like(value, device="meta") for value in model.buffers()}
+    return copy.deepcopy(model, empty)
 
 
 @torch.inference_mode()

@@ -1,8 +1,8 @@
 """What is measured, one number a query; averages and their uncertainty are the business of `bootstrap`.
 
-Everything is exact and in float64, and every query counts. Ties go to the lower number, of a class or of a
-row of the gallery, so that results do not depend on the machine. Similarities are worked out for a chunk of
-queries at a time, so that 20,000 queries by 20,000 rows fit into a gigabyte.
+Everything is in float64, and every query counts. Ties go to the lower number, of a class or of a row of the
+gallery; cosines that are equal to 12 digits tie, for the last ones depend on the machine. Similarities are
+worked out for a chunk of queries at a time, so that 20,000 queries by 20,000 rows fit into a gigabyte.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ from flexvideo.errors import ConfigError
 
 TOP = (1, 5, 10, 20)
 _CHUNK = 1 << 24  # similarities worked out at a time
+_DIGITS = 12  # of a cosine: what follows depends on how the product of matrices is split up
 
 
 def topk_hits(scores: Float[Tensor, "n c"], labels: Int[Tensor, " n"], *, k: int = 1) -> Bool[Tensor, " n"]:
@@ -32,7 +33,7 @@ def topk_hits(scores: Float[Tensor, "n c"], labels: Int[Tensor, " n"], *, k: int
     """
     _require_k(k)
     own = scores.gather(1, labels[:, None])
-    above = scores > own
+    above = ~(scores <= own)  # a score that is no number is never a hit, nor does it make one of another
     tied_before = (scores == own) & (torch.arange(scores.shape[1], device=scores.device) < labels[:, None])
     return (above | tied_before).sum(1) < k
 
@@ -101,7 +102,9 @@ def knn_scores(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Float[Tensor, "q c"]:
-    """Score classes by the votes, exp(cosine / temperature), of the k rows nearest to a query by cosine.
+    """Score classes by the votes of the k rows nearest to a query by cosine.
+
+    A vote is exp((cosine - cosine of the nearest) / temperature).
 
     Args:
         queries: features.
@@ -116,13 +119,19 @@ def knn_scores(
         >>> knn_scores(torch.tensor([[0.5, 0.5]]), gallery, labels, classes=2, k=1).argmax().item()
         1
 
+    Raises:
+        ConfigError: `k` below 1, or a temperature that is not above 0.
+
     Source: DINO (arXiv 2104.14294), appendix F.1.
     """
     _require_k(k)
+    if temperature <= 0:
+        raise ConfigError(f"The temperature of votes must be above 0, got {temperature}.")
     scores = queries.new_zeros(len(queries), classes, dtype=torch.float64)
     for rows, similarity in _similarities(queries, gallery):
         near, order = similarity.sort(dim=1, descending=True, stable=True)
-        votes = (near[:, :k] / temperature).exp()
+        # By the nearest one's vote, which changes no rank: low temperatures would go beyond all numbers.
+        votes = ((near[:, :k] - near[:, :1]) / temperature).exp()
         scores[rows] = scores[rows].scatter_add(1, gallery_labels[order[:, :k]], votes)
     return scores
 
@@ -143,7 +152,7 @@ def _similarities(
     step = max(1, _CHUNK // len(gallery))
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
-        yield rows, queries[rows] @ gallery.T
+        yield rows, (queries[rows] @ gallery.T).round(decimals=_DIGITS)
 
 
 def _require_k(k: int) -> None:

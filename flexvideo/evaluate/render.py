@@ -8,6 +8,12 @@ from flexvideo.evaluate.tables import Table
 
 _LATEX = str.maketrans(
     {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "$": r"\$",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
         "%": r"\%",
         "&": r"\&",
         "_": r"\_",

@@ -56,7 +56,7 @@ class Runner:
 
         Raises:
             GeometryError: they do not fit into memory; says what would.
-            UnsupportedModelError: the model gives something else than one vector a clip.
+            UnsupportedModelError: the model gives something else than one vector of numbers a clip.
         """
         try:
             return self._outputs(cell, torch.stack(list(clips)))
@@ -80,8 +80,13 @@ class Runner:
                 f"{type(self._model).__name__} gave {tuple(found.shape)} for {len(clips)} clips, not "
                 f"({len(clips)}, d), one vector a clip."
             )
-        found = found.float()
-        return (found.softmax(1) if self._output == "scores" else found).cpu()
+        found = found.float().cpu()
+        if not found.isfinite().all():
+            raise UnsupportedModelError(
+                f"{type(self._model).__name__} gave values that are no numbers, or infinite, at {cell}: its "
+                f"weights have diverged, or {weight.dtype} is too narrow for it."
+            )
+        return found.softmax(1) if self._output == "scores" else found
 
     def _normalised(self, frames: UInt8[Tensor, "b t h w 3"]) -> Float[Tensor, "b 3 t h w"]:
         """As `flexvideo.data.clips.normalize`, on any device."""

@@ -67,8 +67,9 @@ def _geometry_table(board: Board, task: str) -> Table:
             ]
             lines = [(name, line) for name, line in lines if any(line)]
             best |= {(len(rows) + row, 3 + column) for row, column in _best([line for _, line in lines])}
+            reference = dict(lines).get(board.reference, [None] * len(sizes))
             for name, line in lines:
-                gain = _NONE if line is lines[0][1] else _mean_gain(line, lines[0][1])
+                gain = _NONE if name == board.reference else _mean_gain(line, reference)
                 gains = (gain,) if len(board.names) > 1 else ()
                 rows.append((title, name, _frames(frames, patch), *map(_shown, line), *gains))
                 title = ""

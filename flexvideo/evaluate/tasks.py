@@ -146,21 +146,20 @@ def accuracy(
     Args:
         scores: class probabilities: `extract(..., output="scores")`.
         name: as for `retrieval`.
-        labels: what the classifier calls its classes, to bring them into the order of the data set's.
+        labels: what the classifier calls its classes, to bring them into the order of the data set's; None
+            where it has that order.
         finetuned: whether the model was fine-tuned on the data set, which is another column of a table.
 
     Raises:
         ConfigError: these are not class probabilities.
-        DatasetError: the classifier has another number of classes than the data set.
+        DatasetError: the classifier has other classes than the data set.
     """
     if scores.output != "scores":
         raise ConfigError(f'A classifier is measured by its "scores"; these are {scores.output!r} features.')
     found = []
     for cell, values in scores.values.items():
-        require_classes(values.shape[1], scores.source.data, len(scores.classes))
-        if labels and sorted(labels) == sorted(scores.classes):
-            values = values[:, [list(labels).index(each) for each in scores.classes]]
-        found.append(_scored(scores, cell, values))
+        order = require_classes(values.shape[1], scores.source.data, scores.classes, labels=labels)
+        found.append(_scored(scores, cell, values[:, order]))
     return _result("finetune" if finetuned else "accuracy", name, scores, None, found, {})
 
 
@@ -168,23 +167,45 @@ def _place(at: Cell | None) -> str:
     return "the queries' own cell" if at is None else str(at)
 
 
-def require_classes(outputs: int, data: str, classes: int) -> None:
+def require_classes(
+    outputs: int, data: str, classes: Sequence[str], *, labels: Sequence[str] | None = None
+) -> list[int]:
     """Refuse a classifier that cannot be of a data set, before the work of finding out.
 
     Args:
         outputs: of its head; 0 where it has none.
         data: name of the data set.
         classes: of the data set.
+        labels: what the classifier calls its classes; None where it does not tell.
+
+    Returns:
+        For each class of the data set the number of the classifier's output.
 
     Raises:
-        DatasetError: it has no head, or one for another number of classes.
+        DatasetError: it has no head, or one for other classes; letters alone count, in either case.
+
+    Example:
+        >>> require_classes(2, "toys", ["jump", "take_off"], labels=["Take off", "Jump"])
+        [1, 0]
     """
-    if outputs != classes:
+    remedy = f"give one that was trained on {data}, or use `probe` or `retrieve`, which need no head."
+    if outputs != len(classes):
         found = f"a head for {outputs} classes" if outputs else "no classification head"
+        raise DatasetError(f"The checkpoint has {found}, and {data} has {len(classes)} classes: {remedy}")
+    if labels is None:
+        return list(range(outputs))
+    spelt = str if set(labels) == set(classes) else _letters
+    place = {spelt(label): number for number, label in enumerate(labels)}
+    strange = [name for name in classes if spelt(name) not in place]
+    if strange:
         raise DatasetError(
-            f"The checkpoint has {found}, and {data} has {classes} classes: give one that was trained on "
-            f"{data}, or use `probe` or `retrieve`, which need no head."
+            f"The checkpoint knows no class {strange[0]!r} of {data}, but {labels[0]!r} and others: {remedy}"
         )
+    return [place[spelt(name)] for name in classes]
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).casefold()
 
 
 def _plain(value: Any) -> Any:
@@ -200,6 +221,11 @@ def _check_pair(queries: Features, gallery: Features, at: Cell | None) -> None:
                 f"Queries and gallery differ in their {what}, so their features cannot be compared: {one} "
                 f"and {other}. Extract both alike."
             )
+    if queries.source.digest == gallery.source.digest:
+        raise ConfigError(
+            f"Queries and gallery are the same clips, {queries.source.data} {queries.source.split}, so that "
+            "each would find itself: take them from two splits."
+        )
     missing = [cell for cell in ((at,) if at else queries.values) if cell not in gallery.values]
     if missing:
         raise ConfigError(

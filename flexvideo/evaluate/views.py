@@ -5,7 +5,7 @@ numbers, at the video's own size, and each view is resized once, from there. Cli
 size of their own are drawn anew for each cell, which is exact too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,17 +83,15 @@ def read_views(
     if isinstance(source, RenderedSource) and source.native is None:
         return _drawn(source, index, grid, views)
     chosen: dict[tuple[int, int], list[int]] = {}
-    union: list[int] = []
 
-    def choose(count: int) -> list[int]:
+    def choose(count: int) -> list[int]:  # asked again where a video turns out to be shorter than it says
         for frames in {cell.frames for cell in grid}:
             for clip in range(views.clips):
                 chosen[frames, clip] = views.frames(count, frames, clip)
-        union.extend(sorted(set().union(*chosen.values())))
-        return union
+        return _union(chosen.values())
 
     frames = source.take(index, choose, None)
-    place = {number: row for row, number in enumerate(union)}
+    place = {number: row for row, number in enumerate(_union(chosen.values()))}
     rows = {key: torch.tensor([place[number] for number in numbers]) for key, numbers in chosen.items()}
     found: dict[Cell, list[Tensor]] = {}
     for size in {cell.size for cell in grid}:
@@ -102,6 +100,10 @@ def read_views(
             clips = (rows[cell.frames, clip] for clip in range(views.clips))
             found[cell] = [kept[clip] for clip in clips for kept in crops]
     return found
+
+
+def _union(chosen: Iterable[list[int]]) -> list[int]:
+    return sorted(set().union(*chosen))
 
 
 def _drawn(
