@@ -86,11 +86,11 @@ class Scale:
     sizes: tuple[int, ...] = (48, 56, 64, 96, 112, 144, 192, 224)
     flexivit: tuple[int, tuple[int, ...]] = (120, (8, 10, 12, 15, 20, 24, 30, 40))
     patches: tuple[int, int] = (12, 48)
-    epochs: int = 28
-    tokens: int = 64 * 16 * 49
-    lr: float = 4e-3
+    epochs: int = 24
+    tokens: int = 32 * 16 * 49
+    lr: float = 6e-3
     queries: int = 40
-    gallery: int = 60
+    gallery: int = 30
     start: Pretraining = field(default_factory=lambda: Pretraining(steps=3000, batch=64, bf16=True))
     procedural: tuple[int, int] = (100, 50)
 

@@ -12,6 +12,7 @@ important first, until the time is over:
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from _evidence_tables import draw_figures, print_tables
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     scale, begun = TOY if options.toy else FULL, time.monotonic()
+    scale = scale if options.epochs is None else replace(scale, epochs=options.epochs)
     place = Place(
         scale=scale,
         out=options.out,
@@ -78,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", default=["short", "long"], choices=["short", "long"])
     parser.add_argument("--only", nargs="+", help="names of trainings")
+    parser.add_argument("--epochs", type=int, help=f"of vanilla training (default: {FULL.epochs})")
     parser.add_argument("--workers", type=int, default=4, help="processes that read clips")
     parser.add_argument("--prepare", action="store_true", help="make the start and draw the clips, no more")
     parser.add_argument("--toy", action="store_true", help="a size for tests")

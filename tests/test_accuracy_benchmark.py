@@ -1,0 +1,136 @@
+"""The evidence run at a toy size: it resumes, fills what is missing, and draws from its files alone."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flexvideo.data.mocap import Take
+from flexvideo.data.skeleton import INDEX
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_the_path():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def module(name: str):
+    return importlib.import_module(name)
+
+
+def takes(style: str = "calm") -> list[Take]:
+    """A take of every action: somebody stands, and holds a hand as high as the number of the action."""
+    recipes = module("_evidence_recipes")
+    names = sorted({recipes.WALK, *(step for recipe in recipes.RECIPES.values() for step in recipe)})
+    found = []
+    for number, name in enumerate(names):
+        joints = torch.rand(1, 21, 3, generator=torch.Generator().manual_seed(0)).repeat(90, 1, 1)
+        joints[:, INDEX["UpperLeg_L"]] = torch.tensor([0.1, 0.9, 0.0])
+        joints[:, INDEX["UpperLeg_R"]] = torch.tensor([-0.1, 0.9, 0.0])
+        joints[:, INDEX["Hips"]] = torch.tensor([0.0, 1.0, 0.0])
+        joints[:, INDEX["Hand_L"], 1] = 2.0 + number
+        found.append(Take(joints, name, style, number))
+    return found
+
+
+def test_recipes_of_a_group_differ_in_order_alone():
+    recipes = module("_evidence_recipes").RECIPES
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for name, steps in recipes.items():
+        groups.setdefault(name[0], []).append(steps)
+    assert len(recipes) == 12
+    for members in groups.values():
+        assert len(set(members)) == 4
+        assert len({tuple(sorted(steps)) for steps in members}) == 1
+        for one in members:
+            swapped = [sum(a != b for a, b in zip(one, other, strict=True)) for other in members]
+            assert sorted(swapped) == [0, 4, 4, 4]  # two pairs of two
+
+
+def test_a_recipe_is_its_steps_in_order():
+    recipes = module("_evidence_recipes")
+    clips = recipes.MocapRecipes(takes(), fps=15.0, split="train", per_class=2)
+    assert len(clips) == 24
+    assert clips.labels[13] == 1
+    height = clips.joints(1, torch.arange(0, clips.duration(1), 1 / 15))[:, INDEX["Hand_L"], 1]
+    heights = {take.action: 2.0 + n for n, take in enumerate(takes())}
+    ground = float(height.min()) - min(heights.values())
+    wanted = [heights[step] + ground for step in recipes.RECIPES[clips.classes[1]]]
+    held = [round(float(value)) for value in (height - ground)]
+    order = [value for value, before in zip(held, [None, *held], strict=False) if value != before]
+    steps = [value for value in order if value != round(heights[recipes.WALK])]
+    reached = iter(steps)
+    assert all(any(value == round(step - ground) for value in reached) for step in wanted)
+    assert 15 < clips.duration(1) < 40
+
+
+def test_recipes_are_functions_of_their_number_and_turn_to_the_camera():
+    recipes = module("_evidence_recipes")
+    one, same, other = (
+        recipes.MocapRecipes(takes(), fps=15.0, split=split, per_class=1)
+        for split in ("train", "train", "test")
+    )
+    assert torch.equal(one.sample(3, frames=2, size=16), same.sample(3, frames=2, size=16))
+    assert not torch.equal(one.sample(3, frames=2, size=16), other.sample(3, frames=2, size=16))
+    joints = one.joints(3, torch.arange(0, one.duration(3), 0.1))
+    across = joints[:, INDEX["UpperLeg_L"]] - joints[:, INDEX["UpperLeg_R"]]
+    facing = torch.atan2(-across[:, 2], across[:, 0]).rad2deg()
+    assert facing.abs().max() < 75
+    assert facing.std() > 5
+    step = joints[:, INDEX["Hips"]].diff(dim=0).norm(dim=1)
+    assert step.max() < 0.3  # metres in a tenth of a second: nobody jumps at a seam
+
+
+def test_vanilla_comes_with_every_baseline():
+    scale, evidence = module("_evidence_scale"), module("_evidence_arms")
+    for kind in scale.FULL.kinds:
+        found = evidence.arms(scale.FULL, kind)
+        rows = [row for arm in found for row in arm.rows]
+        assert {*evidence.FLEXIBLE, *module("_evidence_tables").ROWS} == set(rows)
+        assert all(arm.quarter for arm in found if arm.name in evidence.FLEXIBLE)
+        assert len(scale.FULL.grid(kind)) == 8 * 4 + 3
+        own = scale.FULL.model["num_frames"]
+        assert [arm.frames for arm in found if arm.frames] == [t for t in kind.lengths if t != own]
+        for name in evidence.FLEXIBLE:
+            policy = scale.FULL.policy(name, kind)
+            assert policy.name == name
+
+
+@pytest.mark.slow
+def test_the_whole_run_in_parts(tmp_path, capsys):
+    accuracy = module("accuracy")
+    words = ["--toy", "--out", str(tmp_path), "--kinds", "short", "--seeds", "0", "--workers", "0"]
+    assert accuracy.main([*words, "--minutes", "0"]) == 0
+    assert "the start goes on with the next call" in capsys.readouterr().out
+    calls = 0
+    while "11 of 11 trainings are done and measured" not in (
+        out := _said(accuracy, words, capsys, minutes=0.1)
+    ):
+        assert "the time is over" in out
+        calls += 1
+        assert calls < 20
+    assert calls > 0
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    assert len(kept) == 11 + 2 * 14  # trainings, and the tasks of the rows, of which one has a part a length
+    (tmp_path / "short-0-flexivit-probe.json").unlink()
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    _said(accuracy, words, capsys, minutes=5)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == kept
+    again = {path.name for path, time in written.items() if path.stat().st_mtime_ns != time}
+    assert again == {"short-0-flexivit-retrieval.json"}
+    assert accuracy.main([*words, "--table", "--figures"]) == 0
+    shown = capsys.readouterr().out
+    for row in module("_evidence_tables").ROWS:
+        assert f"| {row} " in shown
+    assert (tmp_path / "retrieval-heat.png").exists()
+
+
+def _said(accuracy, words: list[str], capsys, *, minutes: float) -> str:
+    assert accuracy.main([*words, "--minutes", str(minutes)]) == 0
+    return capsys.readouterr().out
