@@ -5,8 +5,9 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from torch import nn
 
 import flexvideo as fv
 from flexvideo.data.augment import Augment
-from flexvideo.data.motion import MotionSet
+from flexvideo.data.motion import MotionSet, RenderedSet
 from flexvideo.data.posed import posed_clips
 from flexvideo.evaluate import Cell, NativeSize, cells, extract, linear_probe, retrieval, save_result
-from flexvideo.train import TrainConfig, replace_head, train
+from flexvideo.train import TrainConfig, read_log, replace_head, train
 from flexvideo.train.pretrain import pretrain
 from flexvideo.weights import write_atomically
 
@@ -85,6 +86,7 @@ class Place:
         workers: processes that read clips.
         left: seconds that are left.
         say: tells the user.
+        sets: that have been opened.
     """
 
     scale: Scale
@@ -95,9 +97,16 @@ class Place:
     workers: int
     left: Callable[[], float]
     say: Callable[[str], object]
+    sets: dict[tuple[str, str], RenderedSet] = field(default_factory=dict)
+
+    def clips(self, kind: Kind, split: str) -> RenderedSet:
+        key = kind.name, split
+        if key not in self.sets:
+            self.sets[key] = drawn_set(self.scale, kind, split, self.mocap)
+        return self.sets[key]
 
     def source(self, kind: Kind, split: str, most: int | None = None) -> TensorSource:
-        clips = drawn_set(self.scale, kind, split, self.mocap)
+        clips = self.clips(kind, split)
         path = self.work / "clips" / f"{kind.name}-{split}.bin"
         videos = drawn(path, clips, frames=kind.held, size=self.scale.native, device=self.device)
         return TensorSource(videos, clips.labels, clips.classes, name=kind.name, split=split, most=most)
@@ -118,7 +127,7 @@ def make_start(place: Place) -> bool:
     done, run, scale = place.out / "start", place.work / "start", place.scale
     if (done / "model.safetensors").exists():
         return True
-    sets = [drawn_set(scale, kind, "train", place.mocap) for kind in scale.kinds]
+    sets = [place.clips(kind, "train") for kind in scale.kinds]
     sets += [
         MotionSet("train", seed=1, kind=kind, per_class=per_class)
         for kind, per_class in zip(("short", "long"), scale.procedural, strict=True)
@@ -182,6 +191,8 @@ def _train(place: Place, kind: Kind, arm: Arm, seed: int, folder: Path) -> bool:
         clips = {f"{spec.frames}x{spec.height}/{spec.patch[0]}": count for spec, count in found.clips.items()}
         facts = {"kind": kind.name, "arm": arm.name, "seed": seed, "config": config.to_config()}
         facts |= {"steps": found.steps, "seconds": found.seconds, "loss": found.loss, "clips": clips}
+        lines = [line for line in read_log(folder) if "waiting_for_data" in line]
+        facts["waiting_for_data"] = fmean(line["waiting_for_data"] for line in lines)
         path = place.out / f"{kind.name}-{seed}-{_slug(arm.name)}-run.json"
         write_atomically(path, (json.dumps(facts, indent=1) + "\n").encode())
         shutil.rmtree(folder / "checkpoints")

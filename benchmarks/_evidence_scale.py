@@ -91,8 +91,10 @@ class Scale:
     lr: float = 6e-3
     queries: int = 40
     gallery: int = 30
-    start: Pretraining = field(default_factory=lambda: Pretraining(steps=3000, batch=64, bf16=True))
-    procedural: tuple[int, int] = (100, 50)
+    start: Pretraining = field(
+        default_factory=lambda: Pretraining(steps=3000, lr=3e-3, warmup=200, bf16=True)
+    )
+    procedural: tuple[int, int] = (100, 10)
 
     def kind(self, name: str) -> Kind:
         return next(kind for kind in self.kinds if kind.name == name)
