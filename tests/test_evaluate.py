@@ -39,8 +39,12 @@ def source_of(folder: Path, *, on_error="raise", **settings) -> VideoSource:
     )
 
 
+def tiny(**settings) -> fv.VideoMamba:
+    return build(depth=1, embed_dim=16, **settings)
+
+
 def flexible(**settings) -> nn.Module:
-    return fv.make_flexible(build(), **settings)
+    return fv.make_flexible(tiny(), **settings)
 
 
 def one_by_one(model: nn.Module, source: VideoSource, cell: Cell, **settings) -> Tensor:
@@ -189,7 +193,7 @@ def test_costs() -> None:
     class Stubborn(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = build()
+            self.model = tiny()
 
         def forward(self, x: Tensor) -> Tensor:
             return self.model(x) * float(x.mean())
@@ -198,7 +202,7 @@ def test_costs() -> None:
 
 
 def test_native_size_is_the_clip_resized(folder: Path) -> None:
-    plain = build()
+    plain = tiny()
     native, source = NativeSize(plain), source_of(folder)
     found = extract(native, source, grid=[Cell(4, 32), Cell(2, 24)])
     with torch.no_grad():
@@ -215,10 +219,10 @@ def test_native_size_is_the_clip_resized(folder: Path) -> None:
 
 
 def test_a_plain_model_runs_its_own_size(folder: Path) -> None:
-    found = extract(build(), source_of(folder), grid=[Cell(4, 32)])
+    found = extract(tiny(), source_of(folder), grid=[Cell(4, 32)])
     assert found.model.policy is None
     with pytest.raises(GeometryError, match="make_flexible"):
-        extract(build(), source_of(folder), grid=[Cell(4, 24)])
+        extract(tiny(), source_of(folder), grid=[Cell(4, 24)])
 
 
 class Counting(ClipSource):
@@ -271,16 +275,16 @@ def test_another_protocol_is_never_confused(tmp_path: Path) -> None:
     extract(flexible(), Counting(), grid=grid, cache=tmp_path)
     changed = flexible()
     with torch.no_grad():
-        changed.layers[1].mixer.A_log[0, 0] += 1e-3
+        changed.layers[0].mixer.A_log[0, 0] += 1e-3
     moved = flexible()
     moved.mean = (0.5, 0.5, 0.5)
     others = [
         (changed, Counting(), {}),
         (moved, Counting(), {}),
-        (fv.make_flexible(build(norm_epsilon=1e-3)), Counting(), {}),
+        (fv.make_flexible(tiny(norm_epsilon=1e-3)), Counting(), {}),
         (flexible(rule="paper"), Counting(), {}),
         (flexible(policy="static-patch"), Counting(), {}),
-        (NativeSize(build()), Counting(), {}),
+        (NativeSize(tiny()), Counting(), {}),
         (flexible(), Counting(seed=1), {}),
         (flexible(), Counting(count=6), {}),
         (flexible(), Counting(), {"clips": 2}),
@@ -413,5 +417,5 @@ def test_models_without_such_outputs(folder: Path) -> None:
         def forward_features(self, x: Tensor) -> Tensor:
             return self.model.forward_features(x, all_tokens=True)
 
-    with pytest.raises(UnsupportedModelError, match=r"Tokens gave \(4, 33, 32\) for 4 clips, not \(4, d\)"):
+    with pytest.raises(UnsupportedModelError, match=r"Tokens gave \(4, 33, 16\) for 4 clips, not \(4, d\)"):
         extract(Tokens(), Counting(), grid=cells((2,), (24,)))

@@ -17,16 +17,20 @@ ACTIONS = ("bow", "jump", "clap", "squat", "wave_left")  # as many as the model 
 GRID = ["--frames", "2", "4", "--sizes", "24", "32", "--device", "cpu"]
 
 
+def tiny(**settings) -> fv.VideoMamba:
+    return build(depth=1, embed_dim=16, **settings)
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, one without a head, and a data set."""
     root = tmp_path_factory.mktemp("cli")
-    fv.save(build(), root / "vanilla.safetensors")
-    fv.save(fv.make_flexible(build()), root / "flexible.safetensors")
-    fv.save(build(num_classes=0), root / "headless.safetensors")
-    fv.save(build(num_classes=7), root / "seven.safetensors")
-    train, test = (MotionSet(split, actions=ACTIONS, per_class=n) for split, n in (("train", 3), ("test", 2)))
-    write_ucf101(root / "ucf", train=train, test=test, size=(32, 40), fps=5.0)
+    fv.save(tiny(), root / "vanilla.safetensors")
+    fv.save(fv.make_flexible(tiny()), root / "flexible.safetensors")
+    fv.save(tiny(num_classes=0), root / "headless.safetensors")
+    fv.save(tiny(num_classes=7), root / "seven.safetensors")
+    train, test = (MotionSet(split, actions=ACTIONS, per_class=n) for split, n in (("train", 2), ("test", 1)))
+    write_ucf101(root / "ucf", train=train, test=test, size=(24, 32), fps=4.0)
     return root
 
 
@@ -48,7 +52,7 @@ def test_from_videos_to_tables(root: Path, tmp_path: Path, capsys: pytest.Captur
     flexible = ["retrieve", str(root / "flexible.safetensors"), *common, "--name", "flexible", "--knn", "5"]
     assert main(flexible) == 0
     printed = capsys.readouterr().out
-    assert "10 videos of UCF101 test, 15 of train" in printed
+    assert "5 videos of UCF101 test, 10 of train" in printed
     files = results(tmp_path / "results")
     assert len(files) == 4
     found = {(load_result(path).task, load_result(path).name): load_result(path) for path in files}
@@ -163,10 +167,10 @@ def test_a_bad_video_is_skipped_when_asked(
             "has a head for 7 classes, and UCF101 has 5",
         ),
         (["retrieve", "{root}/none.safetensors", "--data", "{ucf}"], "none.safetensors"),
-        (["retrieve", "{root}/flexible.safetensors", "--data", "{root}"], "names no data set"),
+        (["retrieve", "{root}/flexible.safetensors", "--data", "{root}"], "names no source of clips"),
         (
             ["retrieve", "{root}/flexible.safetensors", "--data", "motion:huge"],
-            "motion:short and motion:long",
+            "write motion:short, motion:long",
         ),
         (["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--fold", "9"], "9"),
         (

@@ -19,10 +19,10 @@ from flexvideo.cli.shared import (
     rule_argument,
     source_arguments,
 )
-from flexvideo.data.datasets import DATASETS, open_dataset
-from flexvideo.data.motion import MotionSet
-from flexvideo.data.source import ClipSource, RenderedSource, VideoSource, require_learnable
-from flexvideo.errors import ConfigError, VideoError
+from flexvideo.data.datasets import DATASETS
+from flexvideo.data.opened import open_source
+from flexvideo.data.source import ClipSource, require_learnable
+from flexvideo.errors import VideoError
 from flexvideo.evaluate import (
     Features,
     NativeSize,
@@ -71,7 +71,6 @@ Show results side by side: tables in the shapes of the paper's, and figures.
 The first model given is the one that others are compared with. Shapes: geometry (its Table 1: T x R), tasks
 (Table 2: probing and fine-tuning), models (Table 3: data sets), differences (points above the first model
 with 95 % intervals), costs (tokens and GFLOPs), cells (everything, for a spreadsheet)."""
-_MOTION = "motion"
 
 
 def add(commands: Commands) -> None:
@@ -109,8 +108,8 @@ def add(commands: Commands) -> None:
 
 def _shared_arguments(parser: argparse.ArgumentParser, *, features: bool) -> None:
     source_arguments(parser)
-    kinds = f"the kinds are {', '.join(DATASETS)}; {_MOTION}:short and {_MOTION}:long are drawn, not read"
-    parser.add_argument("--data", required=True, metavar="KIND:PATH", help=f"a data set; {kinds}")
+    kinds = f"motion:short, motion:long, mocap:FILE, or one on disk: {', '.join(DATASETS)}"
+    parser.add_argument("--data", required=True, metavar="KIND:PATH", help=f"a data set: {kinds}")
     parser.add_argument("--fold", metavar="N", help="division into splits (default: the usual one)")
     parser.add_argument(
         "--splits", nargs=2, metavar=("TRAIN", "TEST"), help="default: the set's own, or train and test"
@@ -247,19 +246,13 @@ def _splits(options: Options) -> tuple[str, str]:
 
 
 def _source(options: Options, split: str) -> ClipSource:
-    kind, _, place = options.data.partition(":")
-    if kind == _MOTION:
-        length, _, count = place.partition(":")
-        if length not in ("short", "long") or not (count.isdigit() or not count):
-            raise ConfigError(
-                f"The drawn sets are {_MOTION}:short and {_MOTION}:long, or {_MOTION}:short:20 for 20 clips "
-                f"a class; got {options.data!r}."
-            )
-        clips = MotionSet(split, kind=length, per_class=int(count or 100))
-        return RenderedSource(clips, name=f"{_MOTION} {length}")
-    fold = int(options.fold) if options.fold and options.fold.isdigit() else options.fold
-    videos = open_dataset(options.data, split=split, fold=fold, annotations=options.annotations)
-    return VideoSource(videos, on_error="skip" if options.skip_unreadable else "raise")
+    return open_source(
+        options.data,
+        split=split,
+        fold=options.fold,
+        annotations=options.annotations,
+        on_error="skip" if options.skip_unreadable else "raise",
+    )
 
 
 def _model(options: Options) -> VideoMamba | NativeSize:

@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from flexvideo.data.clips import Size
+from flexvideo.data.records import VideoSet
 from flexvideo.data.source import Choose, ClipSource
 
 
@@ -57,6 +58,10 @@ class HeldSource(ClipSource):
     def identify(self, index: int) -> str:
         """Say which clip of the source that is."""
         return self._source.identify(index)
+
+    def listed(self) -> VideoSet:
+        """List the clips as the source does."""
+        return self._source.listed()
 
     def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
         """Get frames of the clip as it is held."""

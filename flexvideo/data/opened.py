@@ -51,7 +51,7 @@ def open_source(
         return _open_motion(length, split, per_class=int(count or 100))
     if kind == "mocap" and place:
         clips = _open_mocap(Path(place).expanduser(), split)
-        return RenderedSource(clips, name=f"mocap {split or 'all'}")
+        return RenderedSource(clips, name="mocap", split=split or "all")
     if kind in DATASETS:
         videos = open_dataset(spec, split=split, fold=fold, annotations=annotations)
         return VideoSource(videos, on_error=on_error)
@@ -65,7 +65,9 @@ def open_source(
 def _open_motion(kind: Literal["short", "long"], split: str | None, *, per_class: int) -> RenderedSource:
     if split is None:
         raise ConfigError(f"Name a split of motion:{kind}: {', '.join(SPLITS)}.")
-    return RenderedSource(MotionSet(split, kind=kind, per_class=per_class), name=f"motion {kind} {split}")
+    return RenderedSource(
+        MotionSet(split, kind=kind, per_class=per_class), name=f"motion {kind}", split=split
+    )
 
 
 def _open_mocap(path: Path, split: str | None) -> MocapSet:

@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple, TypeAlias, final
 
 import torch
@@ -180,7 +181,8 @@ class RenderedSource(ClipSource):
 
     Args:
         clips: such as a `MotionSet`.
-        name: for messages: clip 17 is "<name> 17".
+        name: of the set.
+        split: of the set; messages call clip 17 "<name> <split> 17".
         native: pixels of a square or (height, width) at which clips are drawn, to be cut and resized like
             videos of that size; None draws them at the size that is asked for.
         flip_ok: whether a mirrored clip keeps its label; never so where classes tell left from right.
@@ -197,12 +199,14 @@ class RenderedSource(ClipSource):
         clips: RenderedSet,
         *,
         name: str = "motion",
+        split: str | None = None,
         native: int | tuple[int, int] | None = None,
         flip_ok: bool = False,
     ):
         super().__init__()
-        self.clips, self.name, self.native, self.flip_ok = clips, name, native, flip_ok
-        self.classes = clips.classes
+        self.name = name if split is None else f"{name} {split}"
+        self.clips, self.native, self.flip_ok, self.classes = clips, native, flip_ok, clips.classes
+        self._set = (name, split or "clips")
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -212,6 +216,11 @@ class RenderedSource(ClipSource):
     def identify(self, index: int) -> str:
         """Give the name of the set and the number of the clip."""
         return f"{self.name} {index}"
+
+    def listed(self) -> VideoSet:
+        """List the clips as records of the set."""
+        name, split = self._set
+        return replace(super().listed(), name=name, split=split)
 
     def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
         """Draw the frames at the chosen instants."""
