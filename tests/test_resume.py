@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from training import CONFIG, POLICY, ToySource, toy_model, toy_train, weights
 
 import flexvideo as fv
@@ -27,6 +29,9 @@ class Killed(BaseException):
     """What no handler of the library catches."""
 
 
+MEASURED = {"top1/2x16": 0.5}
+
+
 def losses(out: Path) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in read_log(out) if "loss" in record]
 
@@ -35,7 +40,7 @@ def losses(out: Path) -> list[tuple[int, float]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody interrupted."""
     out = tmp_path_factory.mktemp("whole")
-    assert toy_train(out).finished
+    assert toy_train(out, evaluate=lambda model: MEASURED).finished
     return out
 
 
@@ -133,22 +138,41 @@ def test_stopping_saves_and_goes_on(whole: Path, tmp_path: Path):
     config = replace(CONFIG, checkpoint_every=100)
     result = toy_train(tmp_path, stop=lambda: next(asked), config=config)
     planned = StepSampler(
-        ToySource().labels, policy=POLICY, base=Base(2, 16, 16, (8, 8)), tokens=CONFIG.tokens
+        ToySource().labels, policy=POLICY, base=Base(2, 16, 16, (8, 8)), tokens=CONFIG.tokens, repeats=2
     )
     seen = Counter()
     for step in range(2):
         seen[planned.plan(0, step).spec] += planned.plan(0, step).clips
     assert (result.finished, result.steps) == (False, 2)
     assert {spec: clips for spec, clips in result.clips.items() if clips} == seen
-    assert not (tmp_path / "model.safetensors").exists()
+    assert fv.load(tmp_path).labels == ToySource().classes
     assert toy_train(tmp_path, resume=True, config=config).finished
+    assert_same(tmp_path, whole)
+
+
+def test_stopping_at_the_last_step_is_the_end(whole: Path, tmp_path: Path):
+    asked = iter([False] * 4 + [True])
+    assert toy_train(tmp_path, stop=lambda: next(asked)).finished
     assert_same(tmp_path, whole)
 
 
 def test_a_finished_run_has_nothing_to_add(whole: Path):
     before = weights(whole)
-    assert toy_train(whole, resume=True).steps == 5
+    result = toy_train(whole, resume=True)
+    assert (result.steps, result.loss, result.metrics) == (5, losses(whole)[-1][1], MEASURED)
     assert weights(whole) == before
+
+
+def test_the_model_of_the_last_epoch_is_there_after_a_kill(tmp_path: Path):
+    def kill(record):
+        if record["epoch"] == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        toy_train(tmp_path, report=kill)
+    model, (*_, last) = fv.load(tmp_path), checkpoints(tmp_path)
+    assert torch.equal(model.head.weight, load_file(last)["ema.head.weight"])
+    assert fv.flex_config(model)["policy"] == POLICY.to_config()
 
 
 def test_a_folder_with_a_run_is_not_overwritten(whole: Path):
@@ -183,6 +207,21 @@ def test_a_checkpoint_of_another_policy_or_rule_is_refused(whole: Path):
     model = fv.make_flexible(toy_model(), policy="flex-all", rule="pi")
     with pytest.raises(CheckpointError, match=r"policy.name was 'static-tokens' and is 'flex-all'"):
         toy_train(whole, resume=True, model=model, policy=POLICY)
+
+
+def test_a_checkpoint_of_an_older_version_lacks_the_newest_fields(whole: Path, tmp_path: Path):
+    """Fields that a recipe got later count as being at their defaults."""
+    path, (*_, last) = tmp_path / "checkpoints" / "step-00000005.safetensors", checkpoints(whole)
+    with safe_open(last, framework="pt") as file:
+        header = json.loads(file.metadata()["flexvideo-training"])
+    recipe = header["identity"]["config"]
+    del recipe["layer_decay"], recipe["augment"]["erase"]
+    path.parent.mkdir()
+    save_file(load_file(last), path, {"flexvideo-training": json.dumps(header)})
+    erases = replace(CONFIG, augment=replace(CONFIG.augment, erase=0.0))
+    assert toy_train(tmp_path, resume=True, config=erases).finished
+    with pytest.raises(CheckpointError, match=r"config.augment.erase was 0.0 and is 0.25"):
+        toy_train(tmp_path, resume=True)
 
 
 def test_how_often_to_log_and_save_may_change(whole: Path):
@@ -220,8 +259,6 @@ def test_a_full_disk_says_so_and_loses_nothing(whole: Path, tmp_path: Path):
 
 
 def test_checkpoints_hold_tensors_and_json(whole: Path):
-    from safetensors import safe_open
-
     with safe_open(checkpoints(whole)[-1], framework="pt") as file:
         header, names = json.loads(file.metadata()["flexvideo-training"]), set(file.keys())
     assert header["progress"]["done"] == 5
@@ -241,7 +278,7 @@ def test_dropout_of_any_model_repeats(tmp_path: Path):
         if record["step"] == 4:
             raise Killed
 
-    config = replace(CONFIG, augment=AUGMENTS["none"])
+    config = replace(CONFIG, tokens=CONFIG.tokens // 2, augment=AUGMENTS["none"])
     toy_train(tmp_path / "whole", model=model(), config=config)
     with pytest.raises(Killed):
         toy_train(tmp_path / "cut", model=model(), config=config, report=kill)

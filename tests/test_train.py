@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 from training import CONFIG, PLAIN, POLICY, ToySource, toy_model, toy_train
 
@@ -102,8 +103,10 @@ def test_a_wrong_head(tmp_path: Path):
 
 def test_a_diverging_run_stops_and_saves_nothing_of_it(tmp_path: Path):
     config = replace(PLAIN, lr=1e30, warmup_epochs=0, clip_norm=None, epochs=5)
-    with pytest.raises(TrainingError, match=r"The loss is nan .* the training has diverged"):
+    with pytest.raises(TrainingError, match=r"The loss is nan .* the training has diverged, and nothing"):
         toy_train(tmp_path, config=config)
+    saved = [value for path in tmp_path.rglob("*.safetensors") for value in load_file(path).values()]
+    assert all(value.isfinite().all() for value in saved)
 
 
 def batch(clips: int) -> Batch:
@@ -134,25 +137,39 @@ def test_the_loss_leaves_out_what_could_not_be_read():
 )
 def test_a_size_too_big_for_memory(room: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Batches of more than so many clips of 24 px run out of memory."""
-    backward = Stepper._backward
+    loss = Stepper._loss
 
     def limited(self, forward, batch, **settings):
         if batch.spec.height == 24 and len(batch) > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return backward(self, forward, batch, **settings)
+        return loss(self, forward, batch, **settings)
 
-    monkeypatch.setattr(Stepper, "_backward", limited)
+    monkeypatch.setattr(Stepper, "_loss", limited)
     config = replace(CONFIG, tokens=4 * 2 * 4)
     with pytest.raises(MemoryLimitError, match=message) as caught:
         toy_train(tmp_path, config=config, policy=fv.StaticTokens(frames=(2,), sizes=(24,)))
     assert str(caught.value).startswith("4 clips of 2 frames of 24 x 24 px, patch 12 x 12, ")
 
 
+def test_a_size_too_big_to_be_measured_at():
+    class Full(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    message = "4 clips of 2 frames of 16 px do not fit into the memory of cpu while the model is measured: "
+    with pytest.raises(MemoryLimitError, match=message):
+        Validation(ToySource(), ((2, 16),), batch=4)(Full())
+
+
 def test_other_errors_of_a_forward_come_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def broken(self, forward, batch, **settings):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(Stepper, "_backward", broken)
+    monkeypatch.setattr(Stepper, "_loss", broken)
     with pytest.raises(RuntimeError, match="something else"):
         toy_train(tmp_path)
 
@@ -183,6 +200,24 @@ def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match=r'pip install "flexvideo\[tensorboard\]"'):
         toy_train(tmp_path, tensorboard=True)
+
+
+def test_what_tensorboard_reads(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def kill(record):
+        if record["step"] == 3:
+            raise KeyboardInterrupt
+
+    settings = {"tensorboard": True, "evaluate": lambda model: {"top1/2x16": 0.25}, "config": PLAIN}
+    with pytest.raises(KeyboardInterrupt):
+        toy_train(tmp_path, report=kill, **settings)
+    toy_train(tmp_path, resume=True, **settings)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("loss", "lr", "top1/2x16"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        logged = [(record["step"], record[name]) for record in read_log(tmp_path) if name in record]
+        assert found == [(step, pytest.approx(value)) for step, value in logged]
 
 
 def test_evaluation_comes_as_often_as_asked_and_at_the_end(tmp_path: Path):

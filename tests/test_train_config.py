@@ -66,6 +66,9 @@ def test_the_paper():
     paper = PRESETS["paper"]
     assert (paper.lr, paper.weight_decay, paper.warmup_epochs, paper.epochs) == (1e-3, 0.05, 5, 12)
     assert replace(paper, epochs=30) == PRESETS["paper-finetune"]
+    official = AUGMENTS["videomamba"]
+    assert paper.augment == replace(official, mixup=0.0, cutmix=0.0, smoothing=0.0)
+    assert not paper.augment.soft
 
 
 @pytest.mark.parametrize(

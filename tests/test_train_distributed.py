@@ -34,7 +34,7 @@ def two_processes(tmp_path: Path, out: Path, **settings) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_are_one_that_accumulates_twice(accumulate: int, tmp_path: Path):
-    config = replace(CONFIG, tokens=8 * CONFIG.tokens // 4, accumulate=accumulate)
+    config = replace(CONFIG, accumulate=accumulate)
     two_processes(tmp_path, tmp_path / "two", config=config)
     validation = Validation(ToySource(clips=7), VALIDATION, batch=2)
     alone = replace(config, accumulate=2 * accumulate)
@@ -52,7 +52,7 @@ def test_two_processes_are_one_that_accumulates_twice(accumulate: int, tmp_path:
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path):
     """Processes times accumulation is what counts."""
-    whole = replace(CONFIG, tokens=2 * CONFIG.tokens, accumulate=2)
+    whole = replace(CONFIG, accumulate=2)
     toy_train(tmp_path / "one", config=whole)
     asked = iter([False, True])
     toy_train(tmp_path / "both", config=whole, stop=lambda: next(asked))

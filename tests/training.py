@@ -14,7 +14,7 @@ from flexvideo.train import TrainConfig, TrainResult, train
 
 CONFIG = TrainConfig(
     epochs=2,
-    tokens=4 * 2 * 3 * 4,
+    tokens=8 * 2 * 3 * 4,
     lr=0.1,
     warmup_epochs=1,
     clip_norm=1.0,
@@ -67,4 +67,4 @@ def weights(out: Path) -> bytes:
     return (out / "model.safetensors").read_bytes()
 
 
-PLAIN = replace(CONFIG, augment=AUGMENTS["none"], drop_path=0.0, ema=None)
+PLAIN = replace(CONFIG, tokens=CONFIG.tokens // 2, augment=AUGMENTS["none"], drop_path=0.0, ema=None)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from flexvideo.errors import CheckpointError
 from flexvideo.train.ema import Ema
+from flexvideo.train.identity import completed
 from flexvideo.weights import read_weights, write_safetensors
 
 FOLDER = "checkpoints"
@@ -94,7 +95,7 @@ def load_checkpoint(path: Path, run: Run, *, identity: Mapping[str, Any]) -> Pro
         CheckpointError: damaged, no checkpoint of a run, or one of another run: it says what differs.
     """
     tensors, header = _read(path)
-    differing = _differences(header["identity"], identity)
+    differing = _differences(completed(header["identity"]), identity)
     if differing:
         more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise CheckpointError(

@@ -1,6 +1,7 @@
 """What a run is, as JSON data: two runs of the same identity compute the same."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -29,16 +30,30 @@ def identity(
         config: the recipe.
         world: processes that share a step.
     """
-    recipe = {name: value for name, value in config.to_config().items() if name not in _FREE}
     labels = hashlib.sha256(repr(source.labels).encode()).hexdigest()[:12]
     return {
-        "config": recipe,
+        "config": _recipe(config),
         "processes times accumulation": world * config.accumulate,
         "model": _model(model),
         "resampling": None if flex_within(model) is None else flex_config(model),
         "training policy": policy.to_config(),
         "data": {"name": source.name, "classes": list(source.classes), "labels": labels},
     }
+
+
+def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Give an identity of an older version the fields that recipes did not have then, at their defaults.
+
+    Args:
+        saved: what `identity` returned.
+    """
+    default = _recipe(TrainConfig())
+    config = default | saved["config"]
+    return {**saved, "config": config | {"augment": default["augment"] | config["augment"]}}
+
+
+def _recipe(config: TrainConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_config().items() if name not in _FREE}
 
 
 def _model(model: nn.Module) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from flexvideo.policy import Policy
 from flexvideo.train.checkpoint import Progress, save_checkpoint
 from flexvideo.train.config import TrainConfig
 from flexvideo.train.distributed import any_of, summed
-from flexvideo.train.log import Log, Report
+from flexvideo.train.log import Log, Report, read_log
 from flexvideo.train.output import save_model
 from flexvideo.train.setup import Training
 from flexvideo.train.step import Stepper
@@ -70,8 +70,9 @@ def train(
     A run is a function of model, data, policy and config: it can be killed at any moment and, with `resume`,
     goes on from the last checkpoint as if nothing had happened, to the bit on the same device. Under
     `torchrun` all processes call this with the same arguments; they compute what one would with as many
-    times the accumulation, within rounding. At the end the folder holds the model, as `flexvideo.load` reads
-    it, with policy, rule and the names of the classes; where weights are averaged, the average.
+    times the accumulation, within rounding. From the end of every epoch on the folder holds the model as it
+    was then, as `flexvideo.load` reads it, with policy, rule and the names of the classes; where weights are
+    averaged, the average.
 
     Args:
         model: plain (then at its own size only) or flexible, with a score for every class; changed in place.
@@ -131,8 +132,7 @@ class _Loop:
         self._begun = self._logged = time.perf_counter()
         self._before = training.progress.seconds
         self._waited = 0.0
-        self._loss = float("nan")
-        self._metrics: dict[str, float] = {}
+        self._loss, self._metrics = _last_logged(training.out)
 
     def run(self) -> TrainResult:
         training, config = self._training, self._training.config
@@ -147,7 +147,7 @@ class _Loop:
                 training.progress = Progress(*position, training.progress.done + 1, self._seconds())
                 stopping = self._stopping()
                 self._after_step(part[0].spec, epoch, ended=ended, stopping=stopping)
-                if stopping:
+                if stopping and training.progress.done < training.steps:
                     return self._result(finished=False)
         self._finish()
         return self._result(finished=True)
@@ -168,7 +168,7 @@ class _Loop:
         """Log, evaluate and save, in this order: what a checkpoint has behind it is in the log."""
         training, config, done = self._training, self._training.config, self._training.progress.done
         saving = ended or stopping or done % config.checkpoint_every == 0
-        if saving or done % config.log_every == 0:
+        if saving or done == 1 or done % config.log_every == 0:
             self._write_window(spec, epoch)
         if ended and ((epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs):
             self._measure(epoch)
@@ -180,6 +180,8 @@ class _Loop:
                 identity=training.identity,
                 keep=config.keep,
             )
+        if (ended or stopping) and done < training.steps:
+            self._save_model()
 
     def _write_window(self, spec: ClipSpec, epoch: int) -> None:
         """Log the steps since the last line; here alone does the CPU wait for a GPU."""
@@ -188,8 +190,9 @@ class _Loop:
         if not math.isfinite(loss + norm):
             raise TrainingError(
                 f"The loss is {loss} and the norm of the gradient {norm} at step {training.progress.done} "
-                f"({_named(spec)}): the training has diverged. Lower the learning rate, clip the gradient or "
-                "leave bfloat16; the last checkpoint is from before."
+                f"({_named(spec)}): the training has diverged, and nothing since the last checkpoint was "
+                "saved. Start again in another folder, at a lower learning rate, with `clip_norm`, or "
+                "without bfloat16."
             )
         now = time.perf_counter()
         self._loss = loss
@@ -220,12 +223,15 @@ class _Loop:
         self._write({"step": training.progress.done, "epoch": epoch, **self._metrics})
 
     def _finish(self) -> None:
+        self._training.model.eval()
+        self._save_model()
+        any_of(False)  # the folder is whole when any process returns
+
+    def _save_model(self) -> None:
         training, ema = self._training, self._training.state.ema
-        training.model.eval()
         if training.rank == 0:
             with nullcontext() if ema is None else ema.used():
                 save_model(training.model, training.out)
-        any_of(False)  # the folder is whole when any process returns
 
     def _result(self, *, finished: bool) -> TrainResult:
         training, progress = self._training, self._training.progress
@@ -266,6 +272,16 @@ def _reproducible(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):
         yield
+
+
+def _last_logged(folder: Path) -> tuple[float, dict[str, float]]:
+    """The last loss and the last measurements of a run that goes on, or was finished before."""
+    loss, metrics = float("nan"), {}
+    for record in read_log(folder):
+        loss = record.get("loss", loss)
+        if "loss" not in record:
+            metrics = {name: value for name, value in record.items() if name not in ("step", "epoch")}
+    return loss, metrics
 
 
 def _named(spec: ClipSpec) -> str:

@@ -17,7 +17,7 @@ from flexvideo.models import VideoMamba
 from flexvideo.policy import Policy, Temporal, policy_of
 from flexvideo.train.checkpoint import Progress, Run, checkpoints, load_checkpoint, remove_parts
 from flexvideo.train.config import TrainConfig
-from flexvideo.train.distributed import any_of, rank_and_world
+from flexvideo.train.distributed import any_of, rank_and_world, summed
 from flexvideo.train.ema import Ema
 from flexvideo.train.groups import param_groups
 from flexvideo.train.identity import identity
@@ -52,9 +52,9 @@ class Training:
             model.labels = source.classes if model.num_classes == len(source.classes) else None
         self.model, self.config, self.out = model, config, out
         self.device = next(model.parameters()).device
-        self.rank, world = rank_and_world()
+        self.rank, self.world = rank_and_world()
         base, drawn = sampling_of(model, policy)
-        self.identity = identity(model, source, policy=drawn, config=config, world=world)
+        self.identity = identity(model, source, policy=drawn, config=config, world=self.world)
         self.loader = FlexLoader(
             source,
             policy=drawn,
@@ -63,7 +63,7 @@ class Training:
             steps=config.steps,
             seed=config.seed,
             rank=self.rank,
-            world=world,
+            world=self.world,
             accumulate=config.accumulate,
             workers=workers,
             augment=config.augment,
@@ -94,7 +94,12 @@ class Training:
             )
         if found:
             self.progress = load_checkpoint(found[-1], self.state, identity=self.identity)
-        any_of(False)  # nobody writes before everybody has looked
+        done = self.progress.done  # nobody writes before everybody has looked
+        if any_of(summed(torch.tensor([float(done)])).item() != self.world * done):
+            raise TrainingError(
+                f"The processes do not find the same checkpoints in {self.out}: give a folder that all "
+                "machines share."
+            )
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             remove_parts(self.out)

@@ -62,8 +62,8 @@ class Stepper:
             with self._synchronising(number == len(batches) - 1):
                 losses.append(
                     fitting(
-                        lambda part: self._backward(self._forward, part, planned=planned, epoch=epoch),
-                        lambda part: self._backward(model, part, planned=planned, epoch=epoch),
+                        lambda part: self._backward(part, planned=planned, epoch=epoch),
+                        lambda part: self._probe(part, epoch=epoch),
                         batch,
                         batches=len(batches) * self._world,
                     )
@@ -81,7 +81,17 @@ class Stepper:
             return self._forward.no_sync()
         return nullcontext()
 
-    def _backward(self, forward: nn.Module, batch: Batch, *, planned: int, epoch: int) -> Float[Tensor, ""]:
+    def _backward(self, batch: Batch, *, planned: int, epoch: int) -> Float[Tensor, ""]:
+        loss = self._loss(self._forward, batch, epoch=epoch) / planned
+        (loss * self._world).backward()  # which are averaged over the processes, not added up
+        return loss.detach()
+
+    def _probe(self, batch: Batch, *, epoch: int) -> None:
+        """Forward and backward of this process alone: these gradients are not waited for by the others."""
+        parameters = [value for value in self._run.model.parameters() if value.requires_grad]
+        torch.autograd.grad(self._loss(self._run.model, batch, epoch=epoch), parameters, allow_unused=True)
+
+    def _loss(self, forward: nn.Module, batch: Batch, *, epoch: int) -> Float[Tensor, ""]:
         patch = {"patch": batch.spec.patch} if self._flexible else {}
         device = batch.clips.device.type
         with (
@@ -90,9 +100,7 @@ class Stepper:
         ):
             scores = forward(batch.clips, **patch)
         self._check(scores)
-        loss = loss_sum(scores, batch) / planned
-        (loss * self._world).backward()  # which are averaged over the processes, not added up
-        return loss.detach()
+        return loss_sum(scores, batch)
 
     def _check(self, scores: Tensor) -> None:
         if scores.ndim != 2 or scores.shape[1] != self._classes:
@@ -114,7 +122,7 @@ def loss_sum(scores: Float[Tensor, "b k"], batch: Batch) -> Float[Tensor, ""]:
 
 
 def fitting(
-    run: Callable[[Batch], Tensor], probe: Callable[[Batch], Tensor], batch: Batch, *, batches: int
+    run: Callable[[Batch], Tensor], probe: Callable[[Batch], object], batch: Batch, *, batches: int
 ) -> Tensor:
     """Run a batch; where it does not fit into memory, find out what does, and say so.
 
@@ -139,7 +147,7 @@ def fitting(
     raise MemoryLimitError(_advice(batch, fits, batches))
 
 
-def _fits(probe: Callable[[Batch], Tensor], batch: Batch) -> bool:
+def _fits(probe: Callable[[Batch], object], batch: Batch) -> bool:
     if batch.clips.is_cuda:
         torch.cuda.empty_cache()
     try:
@@ -164,7 +172,7 @@ def _first(batch: Batch, clips: int) -> Batch:
 
 
 def _is_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _advice(batch: Batch, fits: int, batches: int) -> str:

@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flexvideo.data.clips import normalize
 from flexvideo.data.source import ClipSource
-from flexvideo.errors import VideoError
+from flexvideo.errors import MemoryLimitError, VideoError
 from flexvideo.models.hub_mixin import HubMixin
 from flexvideo.train.distributed import rank_and_world, summed
 
@@ -53,7 +54,6 @@ class Validation:
     def _accuracy(self, model: nn.Module, frames: int, size: int) -> float:
         rank, world = rank_and_world()
         indices = range(rank, len(self.source), world)
-        weight = next(model.parameters())
         right = total = 0.0
         with ThreadPoolExecutor(self.workers) as pool:
             for start in range(0, len(indices), self.batch):
@@ -66,8 +66,7 @@ class Validation:
                     if clip is not None
                 ]
                 if clips:
-                    best = model(torch.cat(clips).to(weight.device, weight.dtype)).argmax(dim=1)
-                    right += (best.cpu() == torch.tensor(labels)).sum().item()
+                    right += (_best(model, torch.cat(clips)) == torch.tensor(labels)).sum().item()
                     total += len(labels)
         right, total = summed(torch.tensor([right, total])).tolist()
         return right / total if total else float("nan")
@@ -79,6 +78,19 @@ class Validation:
             self.source.skip(index, error)
             return None
         return normalize(found, **normalisation(model))
+
+
+def _best(model: nn.Module, clips: Float[Tensor, "b 3 t h w"]) -> Int[Tensor, " b"]:
+    weight = next(model.parameters())
+    try:
+        return model(clips.to(weight.device, weight.dtype)).argmax(dim=1).cpu()
+    except torch.OutOfMemoryError as error:
+        frames, height = clips.shape[2:4]
+        raise MemoryLimitError(
+            f"{len(clips)} clips of {frames} frames of {height} px do not fit into the memory of "
+            f"{weight.device} while the model is measured: measure at smaller sizes (--evaluate-at), or in "
+            "smaller batches (`Validation(batch=...)`)."
+        ) from error
 
 
 def normalisation(model: nn.Module) -> dict[str, tuple[float, ...]]:
