@@ -28,6 +28,7 @@ FLEXIBLE = ("static-tokens", "static-patch", "temporal", "flexivit", "flex-all")
 RESIZED, NATIVE, ZERO_SHOT = "vanilla", "vanilla, clip resized", "vanilla, zero-shot static tokens"
 PER_LENGTH = "one vanilla per T"
 TASKS = ("retrieval", "probe")
+_PAPER = "paper"  # rule by which tables are resized
 _PARTS = 4  # flexible training has one of so many parts of the epochs
 _WARMUP = 1 / 14  # of a training
 _AUGMENT = Augment(sampling="random", scale=(0.5, 1.0), smoothing=0.1)
@@ -134,7 +135,7 @@ def make_start(place: Place) -> bool:
     ]
     frames = 2 * scale.model["num_frames"]
     clips = posed_clips(sets, frames=frames, size=scale.native, device=place.device)
-    place.say(f"start: {len(clips):,} clips with the places of their joints, {place.left():.0f} s left")
+    place.say(f"start: {len(clips):,} clips with the places of their joints")
 
     def report(record: Any) -> None:
         place.say(" ".join(f"{name} {value:.4g}" for name, value in record.items()))
@@ -172,7 +173,7 @@ def _train(place: Place, kind: Kind, arm: Arm, seed: int, folder: Path) -> bool:
     torch.manual_seed(seed)
     replace_head(model, source.classes)
     if arm.frames is not None:
-        fv.make_flexible(model, policy=fv.Temporal(frames=(arm.frames,)))
+        fv.make_flexible(model, policy=fv.Temporal(frames=(arm.frames,)), rule=_PAPER)  # as it is measured
     elif arm.policy is not None:
         fv.make_flexible(model, policy=scale.policy(arm.policy, kind))
     config = _config(scale, arm, seed, len(source))
@@ -235,7 +236,7 @@ def _measure(place: Place, kind: Kind, arm: Arm, row: str, seed: int, folder: Pa
     for task, result in zip(TASKS, found, strict=True):
         save_result(result, _file(place, kind, row, arm, seed, task))
     best = _accuracy(found[0], Cell(arm.frames or scale.model["num_frames"], scale.model["img_size"]))
-    place.say(f"{kind.name} {seed} {row}: top-1 {best} at its own size, {place.left():.0f} s left")
+    place.say(f"{kind.name} {seed} {row}: top-1 {best} at its own size")
 
 
 def measured(folder: Path, row: str, *, device: str) -> nn.Module:
@@ -249,7 +250,7 @@ def measured(folder: Path, row: str, *, device: str) -> nn.Module:
     if row == ZERO_SHOT:
         return fv.make_flexible(model, policy="static-tokens", rule="auto")
     if row.startswith("vanilla") or row == PER_LENGTH:
-        return fv.make_flexible(model, policy="static-patch", rule="paper")
+        return fv.make_flexible(model, policy="static-patch", rule=_PAPER)
     return model
 
 

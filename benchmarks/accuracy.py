@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of results and of the shared start")
     parser.add_argument("--work", type=Path, help="folder of drawn clips and trainings (default: OUT/work)")
     parser.add_argument("--mocap", type=Path, help="motion capture (default: the procedural set)")
-    parser.add_argument("--minutes", type=float, default=1e6, help="after which to stop")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which to stop")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", default=["short", "long"], choices=["short", "long"])
     parser.add_argument("--only", nargs="+", help="names of trainings")

@@ -9,9 +9,10 @@ that was stopped goes on:
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from _evidence_data import TensorSource, drawn, load_start
@@ -21,6 +22,7 @@ import flexvideo as fv
 from flexvideo.data.augment import Augment
 from flexvideo.data.motion import MotionSet
 from flexvideo.data.posed import PosedClips, track_clips
+from flexvideo.evaluate import NativeSize
 from flexvideo.train import TrainConfig, Validation, replace_head, train
 from flexvideo.train.pretrain import Pretraining, pretrain
 
@@ -73,17 +75,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train(
                 model, sources["train"], config=config, out=out / name, evaluate=own, resume=True, report=_say
             )
-        print(_table(_small(out, name).to(device), sources["val"], name), flush=True)
+        _ship(out, name)
+    for name, model in _measured(out).items():
+        print(_table(model.to(device), sources["val"], name), flush=True)
     return 0
 
 
-def _small(out: Path, name: str) -> nn.Module:
-    """The checkpoint as the package ships it: one file in half precision. Measured is what is shipped."""
-    model = fv.load(out / name, dtype=torch.float16)
-    file = out / f"{name}.safetensors"
-    fv.save(model, file)
-    loaded = fv.load(file, dtype=torch.float32)
-    return loaded if name == "static-tokens" else fv.make_flexible(loaded, policy="static-patch")
+def _ship(out: Path, name: str) -> None:
+    """Write a checkpoint as the package ships it: one file in half precision."""
+    fv.save(fv.load(out / name, dtype=torch.float16), out / f"{name}.safetensors")
+
+
+def _measured(out: Path) -> dict[str, nn.Module]:
+    """What is shipped, as it meets clips of other sizes."""
+    flexible, resized, native = (
+        fv.load(out / f"{name}.safetensors", dtype=torch.float32)
+        for name in ("static-tokens", "vanilla", "vanilla")
+    )
+    return {
+        "static tokens": flexible,
+        "vanilla, tables resized": fv.make_flexible(resized, policy="static-patch", rule="paper"),
+        "vanilla, clip resized": NativeSize(native),
+    }
 
 
 def _table(model: nn.Module, source: TensorSource, name: str) -> str:
@@ -96,11 +109,9 @@ def _table(model: nn.Module, source: TensorSource, name: str) -> str:
     return "\n".join(lines)
 
 
-def _say(record: object) -> None:
-    shown = {
-        key: round(value, 4) if isinstance(value, float) else value for key, value in dict(record).items()
-    }  # type: ignore[call-overload]  # records are mappings
-    print(f"{time.process_time():7.0f} cpu s", shown, flush=True)
+def _say(record: Mapping[str, Any]) -> None:
+    shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
+    print(f"{time.process_time():7.0f} s of CPU ", *shown, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
