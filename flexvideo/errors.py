@@ -75,3 +75,19 @@ class MemoryLimitError(TrainingError):
 
 class MissingExtraError(FlexVideoError, ImportError):
     """An optional dependency that the called function needs."""
+
+
+def brief(value: object) -> str:
+    """A value as an error shows it: in one line, and not all of what is long.
+
+    Args:
+        value: anything.
+
+    Example:
+        >>> import torch
+        >>> brief(["x"]), brief(torch.nn.Sequential(torch.nn.ReLU()))
+        ("['x']", 'Sequential(...')
+    """
+    shown = repr(value)
+    line = shown.partition("\n")[0][:80]
+    return line if line == shown else f"{line}..."

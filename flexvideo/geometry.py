@@ -70,7 +70,7 @@ class Base:
         frames: frames of a clip; None for a model without a temporal table.
         height: pixels.
         width: pixels.
-        patch: (height, width) of a patch in pixels; the stride where patches overlap.
+        patch: (height, width) of a patch in pixels, or one number for both; the stride where patches overlap.
         tubelet: frames under one token.
         overlap: how many patches long and wide the window of one token is; 1 where patches do not overlap.
         stem: factor by which convolutions shrink a frame before the patch embedding sees it.
@@ -78,8 +78,8 @@ class Base:
             remainder.
 
     Raises:
-        GeometryError: when a size is not positive, or a frame holds no patch, or is not what `stem` or `pads`
-            need.
+        GeometryError: when a size is no positive whole number, or a frame holds no patch, or is not what
+            `stem` or `pads` need.
 
     Example:
         >>> Base(frames=8, height=224, width=224, patch=(16, 16)).grid
@@ -98,6 +98,13 @@ class Base:
     pads: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "patch", as_pair(self.patch))
+        sizes = self.height, self.width, self.tubelet, self.overlap, self.stem, self.frames or 0
+        if any(type(size) is not int for size in sizes) or min(self.overlap, self.stem) < 1:
+            raise GeometryError(
+                "The sizes of a Base are whole numbers, overlap and stem at least 1, frames maybe None; "
+                f"got {self}."
+            )
         _check_frames(self.tubelet if self.frames is None else self.frames, self.tubelet)
         _check_frame(self.height, self.width, _window(self))
         unit = self.patch if self.pads else (self.stem, self.stem)

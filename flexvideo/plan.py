@@ -1,131 +1,30 @@
 """What will be made flexible, as plain data: found or named first, checked whole, applied afterwards."""
 
-import math
-import re
-from collections.abc import Callable, Iterable
+from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal, get_args
 
-from torch import Tensor
-
-from flexvideo.errors import PlanError
+from flexvideo.errors import PlanError, brief
 from flexvideo.geometry import Base, Geometry
+from flexvideo.listing import alike, columns, shortened, times, together
+from flexvideo.parts import Axes, ClassRow, State, Table, one_of, tuple_of
 from flexvideo.policy import POLICIES
-from flexvideo.resample import RULES, Rule, resample_table
+from flexvideo.resample import RULES, Rule
 
-ClassRow = Literal["first", "middle", "last"]
-Axes = Literal["space", "time", "joint"]
+__all__ = ["Axes", "ClassRow", "Layout", "LinearOrder", "Plan", "State", "Table"]
+
 Layout = Literal["bcthw", "btchw", "bchw"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A tensor of positions, which follows the geometry by being resampled along its tokens.
-
-    Args:
-        name: dotted path of the tensor: a parameter, a buffer or a plain attribute.
-        axes: what the tokens run over: "space" (rows, columns), "time", or "joint" (time, rows, columns).
-        dim: dimension that holds the tokens; the first of them when `spread`.
-        class_rows: where rows of class tokens stand among the others, one entry a row; never resampled.
-        spread: whether the axes are dimensions of their own, as in (1, channels, rows, columns).
-
-    Raises:
-        PlanError: when a spread table is said to have class-token rows, which it cannot hold.
-
-    Example:
-        >>> Table("pos_embed", axes="space", class_rows=("first",)).rows(196)
-        197
-    """
-
-    name: str
-    axes: Axes
-    dim: int = 1
-    class_rows: tuple[ClassRow, ...] = ()
-    spread: bool = False
-
-    def __post_init__(self) -> None:
-        if self.spread and self.class_rows:
-            raise PlanError(f"Table {self.name!r}: a table with axes of its own holds no class-token rows.")
-
-    def size(self, at: Base | Geometry) -> tuple[int, ...]:
-        """Tokens along each axis of the table."""
-        steps = () if self.axes == "space" else (at.steps or 0,)
-        return steps if self.axes == "time" else (*steps, *at.grid)
-
-    def rows(self, tokens: int) -> int:
-        """Rows of the table that holds so many tokens."""
-        return tokens + len(self.class_rows)
-
-    def lengths(self, at: Base | Geometry) -> tuple[int, ...]:
-        """Lengths of the dimensions of the table from `dim` on that hold its tokens."""
-        size = self.size(at)
-        return size if self.spread else (self.rows(math.prod(size)),)
-
-    def class_indices(self, tokens: int) -> tuple[int, ...]:
-        """Rows at which the class tokens stand among so many others; a middle one precedes token n // 2."""
-        first, middle, last = (self.class_rows.count(row) for row in ("first", "middle", "last"))
-        before_middle, before_last = first + tokens // 2, first + tokens + middle
-        return (
-            *range(first),
-            *range(before_middle, before_middle + middle),
-            *range(before_last, before_last + last),
-        )
-
-    def kinds(self, rule: Rule) -> tuple[str, ...]:
-        """Names of the 1-D matrices, one an axis: linear in time, bicubic in space."""
-        time, space = (rule.temporal_kind,), (rule.spatial_kind,) * 2
-        return {"space": space, "time": time, "joint": time + space}[self.axes]
-
-    def follow(self, value: Tensor, *, base: Base, geometry: Geometry, rule: Rule) -> Tensor:
-        """Return the table at a geometry: the very same object where its size does not change.
-
-        Args:
-            value: the table at the base geometry, of any shape that fits the plan.
-            base: sizes that the table was built for.
-            geometry: sizes to resample it to.
-            rule: decides on antialiasing.
-        """
-        old, new = self.size(base), self.size(geometry)
-        if old == new:
-            return value
-        axes = len(old)
-        tokens = value.flatten(self.dim, self.dim + axes - 1) if self.spread else value
-        resampled = resample_table(
-            tokens,
-            dim=self.dim,
-            old=old,
-            new=new,
-            kinds=self.kinds(rule),
-            extra_old=self.class_indices(math.prod(old)),
-            extra_new=self.class_indices(math.prod(new)),
-        )
-        return resampled.unflatten(self.dim, new) if self.spread else resampled
-
-
-@dataclass(frozen=True)
-class State:
-    """An attribute of the host that depends on the geometry: a cached size, or what an assert compares with.
-
-    A method may depend on it too: one that computes positions by itself, say, and must not.
-
-    Args:
-        name: dotted path of the attribute or method.
-        value: what it is at a geometry, from the geometry and what it is at the base (a method is bound); a
-            function of a module, so that a flexible model can be pickled.
-
-    Example:
-        >>> def frames(geometry, base_value):
-        ...     return geometry.frames
-        >>> State("blocks.0.num_frames", frames).name
-        'blocks.0.num_frames'
-    """
-
-    name: str
-    value: Callable[[Geometry, Any], Any]
-
-    def follow(self, value: Any, *, base: Base, geometry: Geometry, rule: Rule) -> Any:
-        """Return the attribute at a geometry."""
-        return self.value(geometry, value)
+LinearOrder = Literal["chw", "hwc"]
+_PARTS = {
+    "patch_embeds": str,
+    "tables": Table,
+    "state": State,
+    "entries": str,
+    "fixed": str,
+    "baked": State,
+    "rejected": str,
+    "unknown": str,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +48,12 @@ class Plan:
         rejected: tensors and modules that were looked at and left alone, with the reason.
         unknown: attributes that hold a size of the base, and nothing says whether they must follow.
 
+    Fields that hold several things take lists as well as tuples, and keep tuples; `rule` takes a name too.
+
+    Raises:
+        PlanError: a value of the wrong kind, or a name that stands in the plan twice.
+        ConfigError: an unknown rule.
+
     Example:
         >>> plan = Plan(
         ...     base=Base(frames=8, height=224, width=224, patch=(16, 16)),
@@ -169,13 +74,33 @@ class Plan:
     entries: tuple[str, ...] = ("forward",)
     layout: Layout = "bcthw"
     channels: int | None = None
-    linear_order: Literal["chw", "hwc"] = "chw"
+    linear_order: LinearOrder = "chw"
     fixed: tuple[str, ...] = ()
     baked: tuple[State, ...] = ()
     rule: Rule = RULES["auto"]
     family: str = "named by hand"
     rejected: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, Base):
+            raise PlanError(f"`base` of a plan must be a Base, got {brief(self.base)}.")
+        for name, kind in _PARTS.items():
+            object.__setattr__(self, name, tuple_of(getattr(self, name), kind, name))
+        one_of(self.layout, get_args(Layout), "layout")
+        one_of(self.linear_order, get_args(LinearOrder), "linear_order")
+        if self.channels is not None and (type(self.channels) is not int or self.channels < 1):
+            raise PlanError(
+                f"`channels` must be a positive whole number or None, got {brief(self.channels)}."
+            )
+        object.__setattr__(self, "rule", Rule.of(self.rule))
+        named = (*self.patch_embeds, *(part.name for part in (*self.tables, *self.state)), *self.fixed)
+        twice = [name for name, count in Counter(named).items() if count > 1]
+        if twice:
+            raise PlanError(
+                f"The plan names {', '.join(map(repr, shortened(twice)))} more than once: a name is that of "
+                "one patch embedding, Table or State, or `fixed`."
+            )
 
     def kernel(self, at: Base | Geometry) -> tuple[int, int]:
         """Height and width of the kernel of the patch embeddings: a window as the stem leaves it."""
@@ -200,6 +125,11 @@ class Plan:
         )
 
     @property
+    def settled(self) -> frozenset[str]:
+        """Names of which the plan says what becomes of them."""
+        return frozenset((*(part.name for part in (*self.tables, *self.state)), *self.fixed))
+
+    @property
     def policies(self) -> tuple[str, ...]:
         """Names of the policies that find something to change in the model."""
         return tuple(
@@ -216,60 +146,32 @@ class Plan:
     def __str__(self) -> str:
         base, steps = self.base, "" if self.base.steps is None else f", {self.base.steps} steps"
         frames = "frames" if base.frames is None else f"{base.frames} frames"
-        overlapping = "" if base.overlap == 1 else f" in windows of {_times(base.window)}"
+        overlapping = "" if base.overlap == 1 else f" in windows of {times(base.window)}"
         lines = [
-            f"{self.family}: {frames} of {base.height} x {base.width} px, patch {_times(base.patch)}"
-            f"{overlapping}, grid {_times(base.grid)}{steps}; clips are {self.layout}"
+            f"{self.family}: {frames} of {base.height} x {base.width} px, patch {times(base.patch)}"
+            f"{overlapping}, grid {times(base.grid)}{steps}; clips are {self.layout}"
         ]
-        lines += _columns([("part", "from", "resampled by"), *self._resampled()])
+        lines += columns([("part", "from", "resampled by"), *self._resampled()])
         if self.state:
             lines.append("follows the geometry: " + ", ".join(alike(state.name for state in self.state)))
         if not self.patch_embeds:
             lines.append(f"the patch cannot change: policies that apply are {', '.join(self.policies)}")
-        lines += [f"left alone: {reason}" for reason in self.rejected]
-        lines += [f"to be settled: {reason}" for reason in self.unknown]
+        open_ = [line for line in self.unknown if not self._settles(line.partition(" ")[0])]
+        lines += [f"left alone: {line}" for line in shortened(together(self.rejected, ": "))]
+        lines += [f"to be settled: {line}" for line in together(open_, " ")]
         return "\n".join(lines)
+
+    def _settles(self, name: str) -> bool:
+        """Whether the plan says what becomes of an attribute, or of the object that holds it."""
+        return not self.settled.isdisjoint((name, name.rpartition(".")[0]))
 
     def _resampled(self) -> list[tuple[str, str, str]]:
         """One line of the printed table for each tensor that is resampled."""
-        kernel, size = f"{self.rule.kernel} (patch kernel)", _times(self.kernel(self.base))
+        kernel, size = f"{self.rule.kernel} (patch kernel)", times(self.kernel(self.base))
         rows = [(f"{name}.weight", size, kernel) for name in self.patch_embeds]
         for table in self.tables:
             at = [(table.class_rows.count(row), row) for row in dict.fromkeys(table.class_rows)]
             extra = (f"{f'{count} class tokens' if count > 1 else 'class token'} {row}" for count, row in at)
-            tokens = " + ".join((_times(table.size(self.base)), *extra))
+            tokens = " + ".join((times(table.size(self.base)), *extra))
             rows.append((table.name, tokens, ", ".join(dict.fromkeys(table.kinds(self.rule)))))
         return rows
-
-
-def alike(names: Iterable[str]) -> list[str]:
-    """Names with those together that differ in the numbers of their layers only, for people to read.
-
-    Args:
-        names: dotted paths.
-
-    Example:
-        >>> alike(["size", "layers.0.size", "layers.1.size", "layers.7.size"])
-        ['size', 'layers.{0,1,7}.size']
-    """
-    found: dict[str, list[str]] = {}
-    for name in names:
-        number = re.search(r"(?<=\.)\d+(?=\.)", name)
-        key = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
-        found.setdefault(key, []).append("" if number is None else number.group())
-    return [
-        key.replace("{}", numbers[0] if len(numbers) == 1 else "{" + ",".join(numbers) + "}")
-        for key, numbers in found.items()
-    ]
-
-
-def _times(sizes: tuple[int, ...]) -> str:
-    return " x ".join(map(str, sizes))
-
-
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-    return list(padded)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from flexvideo.errors import UnsupportedModelError
 from flexvideo.families import find
-from flexvideo.plan import Plan, alike
+from flexvideo.listing import shortened, together
+from flexvideo.plan import Plan
 
 _SIZE = re.compile(
     r"(^|_)(img|image|input|frames?|clip|crop|grid|patch|patches|tokens?|spatial|temporal|time|resolution"
@@ -42,10 +43,10 @@ def unsettled(model: nn.Module, plan: Plan) -> tuple[str, ...]:
         >>> unsettled(model, plan_for(model))
         ('num_frames = 4',)
     """
-    settled = {*(table.name for table in plan.tables), *(state.name for state in plan.state), *plan.fixed}
+    settled = plan.settled
     sizes = _sizes(plan)
     widths = {find(model, f"{path}.weight").shape[0] for path in plan.patch_embeds}
-    found: dict[str, list[str]] = {}
+    found: list[str] = []
     for path, module in model.named_modules():
         named_by_path = isinstance(module, _NAMED_BY_PATH)
         of_torch = type(module).__module__.startswith("torch.nn.modules") and not named_by_path
@@ -60,8 +61,8 @@ def unsettled(model: nn.Module, plan: Plan) -> tuple[str, ...]:
             rows = _rows(value, widths, matrices=not isinstance(module, nn.Embedding))
             if _is_a_size(label, value, sizes, plan) or _may_be_positions(rows, plan):
                 shown = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"= {value!r}"
-                found.setdefault(shown, []).append(full)
-    return tuple(f"{name} {shown}" for shown, names in found.items() for name in alike(names))
+                found.append(f"{full} {shown}")
+    return tuple(found)
 
 
 def check_settled(model: nn.Module, plan: Plan) -> None:
@@ -76,12 +77,13 @@ def check_settled(model: nn.Module, plan: Plan) -> None:
     """
     found = unsettled(model, plan)
     if found:
-        seen = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
+        seen = "; ".join(shortened(together(found, " ")))
         raise UnsupportedModelError(
             f"{type(model).__name__} stores sizes that it was built for, and nothing says whether its "
             f"forward reads them: {seen}. For each, add to the plan State(name, value) or a Table if it must "
-            "follow the clip, or its name to `fixed` if it must not: "
-            "make_flexible(model, plan=dataclasses.replace(plan_for(model), fixed=(...)))."
+            "follow the clip, or its name to `fixed` if it must not: make_flexible(model, "
+            "plan=dataclasses.replace(plan, fixed=(*plan.fixed, ...))), where `plan` is the one you gave, "
+            "or plan_for(model) with the arguments you gave it."
         )
 
 

@@ -77,7 +77,7 @@ def test_frames_that_no_tubelet_divides_name_the_nearest_that_it_does(
 
 @pytest.mark.parametrize("sizes", [Base, Geometry])
 @pytest.mark.parametrize(
-    ("height", "width", "patch"), [(8, 32, (16, 16)), (32, 15, (16, 16)), (32, 32, (0, 16))]
+    ("height", "width", "patch"), [(8, 32, (16, 16)), (32, 15, (16, 16)), (15, 32, (16, 8))]
 )
 def test_a_frame_without_a_patch_is_refused(
     sizes: type[Base] | type[Geometry], height: int, width: int, patch: tuple[int, int]
@@ -85,6 +85,42 @@ def test_a_frame_without_a_patch_is_refused(
     text = f"^A frame of {height} x {width} px holds no patch of {patch[0]} x {patch[1]} px"
     with pytest.raises(GeometryError, match=text):
         sizes(8, height, width, patch)
+
+
+def test_a_patch_is_positive() -> None:
+    with pytest.raises(GeometryError, match=r"^A frame of 32 x 32 px holds no patch of 0 x 16 px"):
+        Geometry(8, 32, 32, (0, 16))
+    with pytest.raises(GeometryError, match=r"^`patch` must be a positive whole number .* got \(0, 16\)\.$"):
+        Base(8, 32, 32, (0, 16))
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("patch", [16, [16, 16], (16, 16)])
+def test_the_patch_of_a_base_may_be_one_number_or_a_list(patch: object) -> None:
+    base = Base(8, 96, 96, patch)
+    assert base == Base(8, 96, 96, (16, 16))
+    assert base.grid == (6, 6)
+    assert isinstance(base.patch, tuple)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: value} for name in ("frames", "height", "width", "tubelet") for value in (8.0, "8", (8, 8))),
+        {"height": None},
+        {"overlap": 0},
+        {"stem": 0},
+        {"stem": 2.0},
+    ],
+    ids=str,
+)
+def test_the_sizes_of_a_base_are_whole_numbers(change: dict[str, object]) -> None:
+    sizes = {"frames": 8, "height": 96, "width": 96, "patch": (16, 16)} | change
+    (name,) = change
+    with pytest.raises(GeometryError, match=r"^The sizes of a Base are whole numbers") as error:
+        Base(**sizes)
+    assert f"{name}={change[name]!r}" in str(error.value)
 
 
 @pytest.mark.parametrize(("frames", "tubelet"), [(0, 1), (-8, 1), (8, 0), (8, -1)])

@@ -16,7 +16,9 @@ from flexvideo.errors import PlanError, UnsupportedModelError
 from flexvideo.families import FAMILIES, as_stored
 
 
-@pytest.mark.parametrize("name", ["plan", "families", "discover", "layers", "swap", "bake", "unsettled"])
+@pytest.mark.parametrize(
+    "name", ["plan", "parts", "listing", "families", "discover", "layers", "swap", "bake", "unsettled"]
+)
 def test_examples(name: str) -> None:
     results = doctest.testmod(importlib.import_module(f"flexvideo.{name}"))
     assert results.attempted > 0
@@ -258,7 +260,10 @@ class TestPlanThatDoesNotFit:
             "belongs to a patch embedding, which follows by",
         ),
         ({"state": (fv.State("blocks.0.size", as_stored),)}, "stores nothing at `blocks.0.size`"),
-        ({"tables": (fv.Table("patch", axes="space"),)}, "`patch` is a int, not a tensor of positions"),
+        (
+            {"tables": (fv.Table("patch", axes="space"),), "state": ()},
+            "`patch` is a int, not a tensor of positions",
+        ),
         (
             {"tables": (fv.Table("frame_table", axes="space"),)},
             r"`frame_table` of shape \(1, 17, 12\) does not fit its place in the plan: space of 4 x 4 tokens "
@@ -290,6 +295,82 @@ class TestPlanThatDoesNotFit:
             fv.make_flexible(model, plan=replace(self.GOOD, **change))
         assert [type(module) for module in model.modules()] == kinds
         assert set(model.__dict__) == attributes
+
+    VALUES = (
+        ({"base": (8, 224, 224)}, r"`base` of a plan must be a Base, got \(8, 224, 224\)"),
+        (
+            {"patch_embeds": "stem"},
+            r"`patch_embeds` must be a tuple of names, got 'stem': write patch_embeds=\(",
+        ),
+        ({"patch_embeds": (3,)}, r"`patch_embeds` must be a tuple of names, got \(3,\)\."),
+        (
+            {"tables": fv.Table("pos", axes="space")},
+            r"`tables` must be a tuple of Table entries, got Table\(name=",
+        ),
+        ({"tables": ("pos",)}, r"`tables` must be a tuple of Table entries, got \('pos',\)"),
+        ({"state": ("size",)}, "`state` must be a tuple of State entries"),
+        ({"baked": ("size",)}, "`baked` must be a tuple of State entries"),
+        ({"entries": "forward"}, "`entries` must be a tuple of names, got 'forward': write entries="),
+        ({"fixed": "size"}, "`fixed` must be a tuple of names, got 'size'"),
+        ({"layout": "BCTHW"}, "`layout` is one of 'bcthw', 'btchw', 'bchw'; got 'BCTHW'"),
+        ({"layout": ["bcthw"]}, "`layout` is one of"),
+        ({"linear_order": "cwh"}, "`linear_order` is one of 'chw', 'hwc'; got 'cwh'"),
+        ({"channels": 0}, "`channels` must be a positive whole number or None, got 0"),
+        ({"channels": "3"}, "`channels` must be a positive whole number or None, got '3'"),
+        (
+            {"tables": (fv.Table("pos", axes="space"), fv.Table("pos", axes="time"))},
+            "The plan names 'pos' more than once: a name is that of one patch embedding, Table or State, or",
+        ),
+        ({"fixed": ("joint_table",)}, "The plan names 'joint_table' more than once"),
+        ({"fixed": ("stem",)}, "The plan names 'stem' more than once"),
+    )
+
+    @pytest.mark.unchecked
+    @pytest.mark.parametrize(("change", "message"), VALUES)
+    def test_values_of_a_plan(self, change: dict, message: str) -> None:
+        with pytest.raises(PlanError, match=message):
+            replace(self.GOOD, **change)
+
+    @pytest.mark.unchecked
+    def test_lists_and_the_name_of_a_rule_are_taken(self) -> None:
+        plan = replace(self.GOOD, patch_embeds=["stem"], tables=list(self.GOOD.tables), rule="pi")
+        assert plan == replace(self.GOOD, rule=fv.resample.RULES["pi"])
+        assert hash(plan.patch_embeds) == hash(("stem",))
+        with pytest.raises(fv.errors.ConfigError, match="Unknown rule 'nearest'"):
+            replace(self.GOOD, rule="nearest")
+
+    @pytest.mark.unchecked
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"name": ""}, "A Table needs a dotted path from the model as its `name`, got ''"),
+            ({"name": 3}, "A Table needs a dotted path from the model as its `name`, got 3"),
+            ({"axes": "spatial"}, "`axes` of Table `pos` is one of 'space', 'time', 'joint'; got 'spatial'"),
+            (
+                {"class_rows": "first"},
+                r"`class_rows` must be a tuple of names, got 'first': write class_rows=\(",
+            ),
+            (
+                {"class_rows": ("begin",)},
+                "`class_rows` of Table `pos` is one of 'first', 'middle', 'last'; got 'b",
+            ),
+            ({"dim": -2}, "Table 'pos': `dim` is a dimension counted from 0 .* got -2 and False"),
+            ({"dim": "1"}, "got '1' and False"),
+            ({"spread": 1}, "got 1 and 1"),
+        ],
+    )
+    def test_values_of_a_table(self, change: dict, message: str) -> None:
+        with pytest.raises(PlanError, match=message):
+            fv.Table(**({"name": "pos", "axes": "space"} | change))
+
+    @pytest.mark.unchecked
+    def test_values_of_a_state(self) -> None:
+        with pytest.raises(
+            PlanError, match=r"State 'size': `value` must be a function of the geometry .* got 4"
+        ):
+            fv.State("size", 4)
+        with pytest.raises(PlanError, match="A State needs a dotted path"):
+            fv.State(None, as_stored)
 
     def test_spread_table_with_class_rows(self) -> None:
         with pytest.raises(PlanError, match="a table with axes of its own holds no class-token rows"):
