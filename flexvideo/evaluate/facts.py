@@ -76,13 +76,14 @@ def facts_of_model(model: nn.Module) -> ModelFacts:
     """
     inner = model.model if isinstance(model, NativeSize) else model
     flexing: dict[str, Any] = {} if flex_within(inner) is None else flex_config(inner)
+    base = plan_for(inner).base
     return ModelFacts(
         source=getattr(inner, "source", None) or type(inner).__name__.removeprefix("Flexible"),
         weights=_hash_weights(inner),
         parameters=sum(parameter.numel() for parameter in inner.parameters()),
         policy={"name": "native"} if inner is not model else flexing.get("policy"),
         rule=flexing.get("rule"),
-        base=asdict(plan_for(inner).base) | {"patch": list(plan_for(inner).base.patch)},
+        base=asdict(base) | {"patch": list(base.patch)},
     )
 
 
