@@ -58,7 +58,9 @@ def bare_or_within(
     for path, part in host.named_modules():
         if class_named(part, "transformers", *bare) and (found := plan(part)) is not None:
             found = replace(found, baked=(State("config", configuration_built_for),)).within(path)
-            return replace(found, fixed=(*found.fixed, *_configurations(host)))
+            following = {state.name for state in found.state}
+            configurations = (name for name in _configurations(host) if name not in following)
+            return replace(found, fixed=(*found.fixed, *configurations))
     return None
 
 

@@ -67,10 +67,14 @@ def dinov2(host: nn.Module) -> Plan | None:
     kinds = ("Dinov2", "Dinov2WithRegisters")
     bare = tuple(f"{kind}{part}" for kind in kinds for part in ("Model", "Backbone"))
     around = tuple(f"{kind}ForImageClassification" for kind in kinds)
-    found = bare_or_within(host, bare, around, image_encoder)
-    if found is None or not class_named(host, "transformers", *(f"{kind}Backbone" for kind in kinds)):
-        return found
-    return replace(found, state=(*found.state, State("config", patch_configuration)))
+    return bare_or_within(host, bare, around, _dinov2)
+
+
+def _dinov2(host: Any) -> Plan:
+    plan = image_encoder(host)
+    if not class_named(host, "transformers", "Dinov2Backbone", "Dinov2WithRegistersBackbone"):
+        return plan
+    return replace(plan, state=(*plan.state, State("config", patch_configuration)))
 
 
 VIT_LIKE = ("DeiTModel", "ViTMSNModel", "IJepaModel", "ViTMAEModel")

@@ -66,7 +66,13 @@ def flexible_class(
         # nn.Module.__getstate__ leaves out what `model.compile()` made, which runs the original's weights.
         return _rebuild, (host, followers, entries, carriers), self.__getstate__()
 
-    body |= {"__reduce_ex__": __reduce_ex__, "_flex_host": host}
+    @functools.wraps(host.__init__)
+    def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        # `type(model)(...)` and `model.from_pretrained(...)` build a model that nothing has made flexible.
+        self.__class__ = host
+        host.__init__(self, *args, **kwargs)
+
+    body |= {"__reduce_ex__": __reduce_ex__, "__init__": __init__, "_flex_host": host}
     # transformers looks up what a model can record by the text of its class, which is made of these two.
     body |= {"__module__": host.__module__, "__qualname__": host.__qualname__, "__doc__": host.__doc__}
     # It writes the name of the class beside weights, too, and loads them by it.

@@ -158,6 +158,10 @@ class TestTransformers:
             loaded = package("transformers").TimesformerForVideoClassification.from_pretrained(tmp_path)
             fv.make_flexible(loaded.eval(), policy="static-patch")
             assert torch.equal(loaded(x).logits, expected)
+            for again in (model.from_pretrained(tmp_path), type(model)(model.config)):
+                assert type(again) is package("transformers").TimesformerForVideoClassification
+                again.load_state_dict(model.state_dict())
+                assert torch.equal(fv.make_flexible(again.eval(), policy="static-patch")(x).logits, expected)
 
     @pytest.mark.parametrize("patch", [None, 12])
     @pytest.mark.parametrize(

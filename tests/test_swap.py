@@ -1,6 +1,7 @@
 """Where resampled tensors end up: coordinates, strange layouts, wrapped hosts, baked models, bad clips."""
 
 import copy
+import inspect
 import subprocess
 import sys
 import warnings
@@ -432,8 +433,6 @@ def test_missing_clip_is_pythons_own_error() -> None:
 
 
 def test_signature_shows_patch() -> None:
-    import inspect
-
     model = fv.make_flexible(VisionMamba())
     assert list(inspect.signature(model.forward).parameters) == ["x", "inference_params", "patch"]
     assert model.forward.__doc__ == VisionMamba.forward.__doc__
@@ -446,3 +445,16 @@ def test_names_of_classes() -> None:
         VisionMamba, ("pos_embed", "temporal_pos_embedding"), ("forward", "forward_features"), ()
     )
     assert type(model.patch_embed.proj) is FlexibleConv3d
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_class_of_a_flexible_model_builds_plain_ones(host: str) -> None:
+    plain = HOSTS[host]()
+    kind, options = type(plain), plain.config if host == "ours" else {}
+    model = fv.make_flexible(plain)
+    fresh = type(model)(**options)
+    assert type(fresh) is kind
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(clip(BASE)), model(clip(BASE)))
+    assert fv.make_flexible(fresh)(clip((2, 48, 40))).shape == (2, 5)
+    assert inspect.signature(type(model)) == inspect.signature(kind)
