@@ -71,8 +71,11 @@ def test_killed_after_a_step(after: int, whole: Path, tmp_path: Path):
     ("call", "time"),
     [
         *(("replace", time) for time in (2, 7)),
-        *(pytest.param("replace", time, marks=pytest.mark.slow) for time in (1, 3, 4, 5, 6, 8, 9)),
-        *(pytest.param("fsync", time, marks=pytest.mark.slow) for time in range(1, 10)),
+        *(
+            pytest.param("replace", time, marks=pytest.mark.slow)
+            for time in (1, 3, 4, 5, 6, 8, 9, 10, 11, 12)
+        ),
+        *(pytest.param("fsync", time, marks=pytest.mark.slow) for time in range(1, 13)),
     ],
 )
 def test_killed_while_saving(

@@ -1,6 +1,8 @@
 """`flexvideo train` and `finetune`: from data to a model that other commands read, and the mistakes."""
 
+import json
 import os
+import re
 import signal
 
 import pytest
@@ -11,18 +13,21 @@ import flexvideo as fv
 from flexvideo.cli import main
 from flexvideo.data.motion import MotionSet
 from flexvideo.train import read_log
+from flexvideo.train.checkpoint import checkpoints
+from flexvideo.train.interrupt import stopped_by_signals
+from flexvideo.weights import read_weights
 
-TINY = ["--frames", "2", "3", "--sizes", "16", "24", "--tokens", "768", "--steps", "2", "--device", "cpu"]
+TINY = ["--frames", "2", "3", "--sizes", "16", "24", "--tokens", "192", "--steps", "2", "--device", "cpu"]
 ONCE = ["--epochs", "1", "--workers", "0", "--val-split", "none", "--hold", "4x24"]
 
 
 @pytest.fixture(autouse=True)
 def _small_data(monkeypatch: pytest.MonkeyPatch):
-    """Two clips of each action: the set itself would take a minute to draw."""
+    """Two clips of three actions: the set itself would take a minute to draw."""
     original = MotionSet.__init__
 
     def few(self, *arguments, **settings):
-        original(self, *arguments, **settings | {"per_class": 2})
+        original(self, *arguments, **settings | {"per_class": 2, "actions": ("jump", "bow", "sit_down")})
 
     monkeypatch.setattr(MotionSet, "__init__", few)
 
@@ -36,7 +41,11 @@ def test_from_data_to_a_model_that_is_read(tmp_path, capsys):
         run(tmp_path / "a", "--policy", "static-tokens", "--val-split", "val", "--evaluate-at", "2x16") == 0
     )
     said = capsys.readouterr().err
-    assert "epoch 1: top-1 in % at frames x pixels: 2x16: " in said
+    assert (
+        "motion short train: 6 clips, 3 classes; drawn by StaticTokens(frames=(2, 3), sizes=(16, 24))" in said
+    )
+    assert re.search(r"^epoch 1: top-1 at 2x16 px \d+\.\d %$", said, re.MULTILINE)
+    assert re.search(r"^step 1 of 2: loss \d\.\d+\nstep 2 of 2: loss \d\.\d+$", said, re.MULTILINE)
     assert "2 steps, loss" in said
     assert f"model, log and checkpoints: {tmp_path / 'a'}" in said
     model = fv.load(tmp_path / "a")
@@ -49,10 +58,13 @@ def test_from_data_to_a_model_that_is_read(tmp_path, capsys):
 
 def test_fields_of_the_recipe_and_a_plain_model(tmp_path):
     plain = ["--policy", "none", "--frames", "8", "--sizes", "32", "--tokens", "256", "--steps", "1"]
-    recipe = ["--set", "warmup_epochs=0", "ema=0.9", "augment=light", "--lr", "0.5"]
+    recipe = ["--set", "warmup_epochs=0", "ema=0.9", "--set", "augment=light", "--lr", "0.5"]
     assert run(tmp_path, *plain, *recipe) == 0
     assert read_log(tmp_path)[0]["lr"] == pytest.approx(0.5 * 2 / 256)
     assert type(fv.load(tmp_path)) is fv.VideoMamba
+    header = read_weights(checkpoints(tmp_path)[-1])[1]["flexvideo-training"]
+    recipe = json.loads(header)["identity"]["config"]
+    assert (recipe["warmup_epochs"], recipe["ema"], recipe["augment"]["sampling"]) == (0, 0.9, "random")
 
 
 def test_a_run_that_is_resumed_and_one_that_is_not(tmp_path, capsys):
@@ -85,13 +97,37 @@ def test_interrupting_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch)
     assert run(tmp_path, "--resume") == 0
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+    """As under torchrun, which passes on what a terminal has sent to all."""
+    now = [5.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with stopped_by_signals() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+        now[0] += 2
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_help_fits_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ("train", "finetune"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        usage, *lines = capsys.readouterr().out.splitlines()
+        assert usage.endswith("--data KIND:PATH --out DIR [option ...]")
+        assert max(map(len, lines)) <= 82
+
+
 def test_finetuning_replaces_the_head(tmp_path, capsys):
     model = toy_model(classes=5)
     model.save_pretrained(tmp_path / "start")
     assert run(tmp_path / "b", command=("finetune", str(tmp_path / "start"))) == 0
-    assert "a new head: the model had 5 classes, the data has 18 others" in capsys.readouterr().err
+    assert "a new head: the model had 5 classes, the data has 3 others" in capsys.readouterr().err
     tuned = fv.load(tmp_path / "b")
-    assert (tuned.num_classes, tuned.config["depth"]) == (18, 2)
+    assert (tuned.num_classes, tuned.config["depth"]) == (3, 2)
     assert fv.flex_config(tuned)["policy"] == fv.flex_config(model)["policy"]
 
 
@@ -99,7 +135,35 @@ def test_finetuning_weights_that_have_no_head(tmp_path, capsys):
     fv.save(toy_model(classes=0), tmp_path / "start.safetensors")
     assert run(tmp_path / "b", command=("finetune", str(tmp_path / "start.safetensors"))) == 0
     assert "the model had 0 classes" in capsys.readouterr().err
-    assert fv.load(tmp_path / "b").num_classes == 18
+    assert fv.load(tmp_path / "b").num_classes == 3
+
+
+def test_finetuning_a_model_of_one_frame_size(tmp_path, capsys):
+    """The size that it has is no size asked for."""
+    model = fv.make_flexible(fv.restore(toy_model(img_size=224, patch_size=112)), policy="temporal")
+    model.save_pretrained(tmp_path / "start")
+    small = ["--steps", "1", "--hold", "2x224", "--epochs", "1", "--workers", "0", "--val-split", "none"]
+    tune = ["finetune", str(tmp_path / "start"), "--data", "motion:short", *small, "--tokens", "128"]
+    assert main([*tune, "--device", "cpu", "--out", str(tmp_path / "a")]) == 0
+    assert "drawn by Temporal(frames=(16,))" in capsys.readouterr().err
+    assert main([*tune, "--sizes", "112", "--out", str(tmp_path / "b")]) == 2
+    assert "Policy 'temporal' keeps the model's own frame size" in capsys.readouterr().err
+
+
+def test_videos_that_fail_are_left_out_of_what_is_held(tmp_path, capsys):
+    for split in ("train", "val"):
+        for number, action in enumerate(("jump", "bow")):
+            (tmp_path / split / action).mkdir(parents=True)
+            clip = torch.randint(0, 255, (4, 24, 24, 3), dtype=torch.uint8)
+            fv.write_video(tmp_path / split / action / f"{number}.mp4", clip)
+    (tmp_path / "train" / "jump" / "bad.mp4").write_bytes(b"no video")
+    data = ["--data", f"folder:{tmp_path}", "--out", str(tmp_path / "run")]
+    assert run(tmp_path / "run", *data) == 2
+    assert "bad.mp4" in capsys.readouterr().err.splitlines()[-1]
+    assert run(tmp_path / "run", *data, "--skip-unreadable", "--val-split", "val") == 0
+    said = capsys.readouterr().err
+    assert f"skipped {tmp_path}/train/jump/bad.mp4" in said
+    assert "2 clips, 2 classes" in said
 
 
 @pytest.mark.parametrize(

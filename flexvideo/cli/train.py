@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +20,6 @@ from flexvideo.cli.shared import (
     command,
     device_argument,
     device_of,
-    load_model,
     name,
     progress,
     rule_argument,
@@ -29,26 +30,33 @@ from flexvideo.data.datasets import DATASETS
 from flexvideo.data.held import HeldSource
 from flexvideo.data.opened import open_source
 from flexvideo.data.source import ClipSource, require_learnable
-from flexvideo.errors import ConfigError
+from flexvideo.errors import CheckpointWarning, ConfigError
+from flexvideo.geometry import Base
 from flexvideo.models import VideoMamba, videomamba_middle, videomamba_small, videomamba_tiny
 from flexvideo.policy import POLICIES, Policy, policy_of
 from flexvideo.swap import flex_config, make_flexible
 from flexvideo.train import PRESETS, TrainConfig, Validation, processes, replace_head, train
+from flexvideo.train.distributed import rank_and_world
 from flexvideo.train.interrupt import stopped_by_signals
 from flexvideo.train.setup import sampling_of
 
 TRAIN = """\
-Train a model flexibly: at a frame count, a frame size and a patch that are drawn anew for every step.
-The policy says what is drawn (--policy; `none` trains a plain model at its own size); --frames and --sizes
-narrow it. A step holds as many clips of its size as fit the budget of tokens. OUT gets the model, which every
-other command reads (--checkpoint OUT), log.jsonl and checkpoints: a killed run goes on with --resume, to the
-bit, and Ctrl-C saves first. Preset `paper` begins from the masked-pretrained weights, others from random ones
-unless --start says otherwise; `tiny` is for drawn motion data on a laptop. Several GPUs:
+Train a model flexibly: at a frame count, a frame size and a patch that are drawn
+anew for every step. The policy says what is drawn (--policy; `none` trains a
+plain model at its own size); --frames and --sizes narrow it. A step holds as
+many clips of its size as fit the budget of tokens.
+
+OUT gets the model, which every other command reads (--checkpoint OUT) from the
+end of the first epoch on, log.jsonl and checkpoints. A killed run goes on with
+--resume, to the bit; Ctrl-C saves first. Preset `paper` begins from the
+masked-pretrained weights, others from random ones unless --start or --model
+says otherwise; `tiny` is for drawn motion data on a laptop. Several GPUs:
   torchrun --nproc-per-node 4 -m flexvideo train ..."""
 FINETUNE = """\
-Train a checkpoint on other classes: at one size, 16 x 224 px by default, as the paper fine-tunes.
-A head for another number of classes is replaced. Several --frames or --sizes are drawn from, as in `train`.
-Everything else is as in `train`, resuming and several GPUs too."""
+Train a checkpoint on other classes: at one size, 16 x 224 px by default, as the
+paper fine-tunes. A head for other classes is replaced. Several --frames or
+--sizes are drawn from, as in `train`. Everything else is as in `train`, resuming
+and several GPUs too."""
 MODELS: dict[str, Callable[..., VideoMamba]] = {
     "laptop": partial(VideoMamba, img_size=32, patch_size=8, depth=4, embed_dim=64, num_frames=8),
     "tiny": partial(videomamba_tiny, num_frames=16),
@@ -64,78 +72,90 @@ _STARTS: dict[str, dict[str, Any]] = {
 
 def add(commands: Commands) -> None:
     """Register the commands."""
-    example = "flexvideo train --data motion:short --policy static-tokens --preset tiny --out runs/a"
+    example = "flexvideo train --data motion:short --preset tiny --out runs/a"
     parser = command(commands, "train", _train, TRAIN, example=example)
-    parser.add_argument("--preset", choices=list(PRESETS), default="paper", help="(default: %(default)s)")
-    parser.add_argument("--start", type=name, metavar="CHECKPOINT", help=f"begin from {CHECKPOINT}")
-    parser.add_argument("--filename", metavar="F", help="which file of a folder or repository")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a repository")
-    parser.add_argument("--model", choices=list(MODELS), help="size of a new model (default: tiny)")
-    parser.add_argument(
-        "--init",
-        choices=["mamba", "official"],
-        default="mamba",
-        help="of a new model",
+    parser.usage = "%(prog)s --data KIND:PATH --out DIR [option ...]"
+    _run_arguments(parser)
+    group = parser.add_argument_group("model")
+    group.add_argument("--start", type=name, metavar="CHECKPOINT", help=f"begin from {CHECKPOINT}")
+    group.add_argument("--filename", metavar="F", help="which file of a folder or repository")
+    group.add_argument("--revision", metavar="R", help="branch, tag or commit of a repository")
+    group.add_argument("--model", choices=list(MODELS), help="size of a new model (default: tiny)")
+    group.add_argument(
+        "--init", choices=["mamba", "official"], default="mamba", help="of a new model (default: mamba)"
     )
-    _common_arguments(parser)
-    example = "flexvideo finetune runs/a --data ucf101:/data/ucf101 --fold 1 --out runs/ucf101"
+    _common_arguments(parser, preset="paper")
+    example = "flexvideo finetune runs/a --data ucf101:/data/ucf101 --out runs/ucf101"
     parser = command(commands, "finetune", _finetune, FINETUNE, example=example)
+    parser.usage = "%(prog)s CHECKPOINT --data KIND:PATH --out DIR [option ...]"
     source_arguments(parser)
+    _run_arguments(parser)
+    _common_arguments(parser, preset="paper-finetune")
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, type=name, metavar="DIR", help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
+    parser.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard to OUT")
     parser.add_argument(
-        "--preset", choices=list(PRESETS), default="paper-finetune", help="(default: %(default)s)"
+        "--workers", type=int, default=2, metavar="N", help="processes that read clips (default: 2)"
     )
-    _common_arguments(parser)
+    device_argument(parser)
 
 
-def _common_arguments(parser: argparse.ArgumentParser) -> None:
+def _common_arguments(parser: argparse.ArgumentParser, *, preset: str) -> None:
     _data_arguments(parser)
-    parser.add_argument("--policy", choices=[*POLICIES, "none"], help="default: its own, or static-tokens")
+    group = parser.add_argument_group("sizes")
+    policies = [*POLICIES, "none"]
+    group.add_argument(
+        "--policy",
+        choices=policies,
+        metavar="NAME",
+        help=f"{', '.join(policies)} (default: the checkpoint's, or static-tokens)",
+    )
     rule_argument(parser)
-    parser.add_argument("--frames", type=int, nargs="+", metavar="T", help="frame counts to draw")
-    parser.add_argument("--sizes", type=int, nargs="+", metavar="R", help="sides in pixels to draw")
+    group.add_argument("--frames", type=int, nargs="+", metavar="T", help="frame counts to draw")
+    group.add_argument("--sizes", type=int, nargs="+", metavar="R", help="sides in pixels to draw")
+    group = parser.add_argument_group("recipe", "What is not given is as in the preset.")
+    group.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        default=preset,
+        metavar="NAME",
+        help=f"{', '.join(PRESETS)} (default: {preset})",
+    )
     for field, kind, text in (
         ("epochs", int, "rounds of the data"),
-        ("steps", int, "optimiser steps of an epoch (default: one pass over the data)"),
+        ("steps", int, "optimiser steps of an epoch, instead of one pass over the data"),
         ("tokens", int, "budget of a step, over all GPUs and accumulation"),
         ("accumulate", int, "batches that make up a step on each GPU"),
         ("lr", float, "learning rate for 256 clips a step"),
         ("seed", int, "of everything that is drawn"),
     ):
-        parser.add_argument(f"--{field}", type=kind, metavar="N", help=f"{text}; the preset's by default")
-    parser.add_argument(
+        group.add_argument(f"--{field}", type=kind, metavar="N", help=text)
+    group.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="FIELD=VALUE",
-        help="other fields of the preset: ema=0.999",
+        help="other fields: ema=0.999 augment=light",
     )
-    parser.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="processes that read clips (default: 2)"
-    )
-    device_argument(parser)
-    parser.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard to OUT")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
-    parser.add_argument("--out", required=True, type=name, metavar="DIR", help="folder of the run")
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
     kinds = f"motion:short, motion:long, mocap:FILE, or one on disk: {', '.join(DATASETS)}"
-    parser.add_argument("--data", required=True, type=name, metavar="KIND:PATH", help=kinds)
-    parser.add_argument("--split", default="train", metavar="S", help="to learn from (default: train)")
-    parser.add_argument(
-        "--val-split",
-        metavar="S",
-        help="to measure on (default: val or test; `none` does not)",
+    group.add_argument("--data", required=True, type=name, metavar="KIND:PATH", help=kinds)
+    group.add_argument("--split", default="train", metavar="S", help="to learn from (default: train)")
+    group.add_argument(
+        "--val-split", metavar="S", help="to measure on (default: val or test; `none` does not)"
     )
-    parser.add_argument("--evaluate-at", nargs="+", metavar="TxR", help="sizes to measure at: 8x96 16x224")
-    parser.add_argument("--fold", metavar="N", help="split number, or protocol of Breakfast")
-    parser.add_argument("--annotations", metavar="DIR", help="of the split files, if elsewhere")
-    parser.add_argument("--skip-unreadable", action="store_true", help="go on without videos that fail")
-    parser.add_argument(
-        "--hold",
-        metavar="TxR",
-        help="read clips once, keep T frames of R px: small sets",
-    )
+    group.add_argument("--evaluate-at", nargs="+", metavar="TxR", help="sizes to measure at: 8x96 16x224")
+    group.add_argument("--fold", metavar="N", help="split number, or protocol of Breakfast")
+    group.add_argument("--annotations", metavar="DIR", help="of the split files, if elsewhere")
+    group.add_argument("--skip-unreadable", action="store_true", help="go on without videos that fail")
+    group.add_argument("--hold", metavar="TxR", help="read clips once, keep T frames of R px: small sets")
 
 
 def _train(options: Options) -> int:
@@ -148,7 +168,7 @@ def _train(options: Options) -> int:
 
 def _finetune(options: Options) -> int:
     options.frames, options.sizes = options.frames or [16], options.sizes or [224]
-    return _run(options, lambda options, source: load_model(options))
+    return _run(options, lambda options, source: _loaded(options, options.checkpoint))
 
 
 def _new_or_started(options: Options, source: ClipSource) -> VideoMamba:
@@ -156,17 +176,30 @@ def _new_or_started(options: Options, source: ClipSource) -> VideoMamba:
         return MODELS[options.model or "tiny"](num_classes=len(source.classes), init=options.init)
     if options.model is not None:
         raise ConfigError("--model is for a new model, --start for one that there is: give one of them.")
-    say(f"beginning from {options.start}")
-    return load(options.start, filename=options.filename, revision=options.revision, rule=options.rule)
+    return _loaded(options, options.start)
+
+
+def _loaded(options: Options, checkpoint: str) -> VideoMamba:
+    """The model to begin from; what is to be said of it, one process says."""
+    with warnings.catch_warnings():
+        if rank_and_world()[0] > 0:
+            warnings.simplefilter("ignore", CheckpointWarning)
+        model = load(checkpoint, filename=options.filename, revision=options.revision, rule=options.rule)
+    say(f"beginning from {model.source}")
+    return model
 
 
 def _run(options: Options, build: Callable[[Options, ClipSource], VideoMamba]) -> int:
     with processes() as device:
+        if device is not None and options.device is not None:
+            raise ConfigError("Under torchrun each process has a device of its own: leave --device out.")
         config = _config(options)
         source = _hold(options, _open(options, options.split))
         torch.manual_seed(config.seed)
         model = _with_head(build(options, source), source).to(device or device_of(options))
         policy = _flex(options, model)
+        drawn = sampling_of(model, policy)[1]
+        say(f"{source.name}: {len(source)} clips, {len(source.classes)} classes; drawn by {drawn}")
         with stopped_by_signals() as stop:
             result = train(
                 model,
@@ -219,7 +252,8 @@ def _hold(options: Options, source: ClipSource) -> ClipSource:
     if options.hold is None:
         return source
     frames, size = _frames_and_size(options.hold, "--hold")
-    with progress("clips", len(source)) as bar:
+    shown = progress("clips", len(source)) if rank_and_world()[0] == 0 else nullcontext()
+    with shown as bar:
         return HeldSource(source, frames=frames, size=size, progress=bar)
 
 
@@ -246,15 +280,17 @@ def _flex(options: Options, model: VideoMamba) -> Policy | None:
     if options.policy == "none":
         raise ConfigError("The checkpoint is flexible, so --policy none does not apply: leave it out.")
     chosen = policy_of(options.policy or (flex_config(model)["policy"] if not plain else "static-tokens"))
-    drawn = _narrowed(chosen, options)
+    drawn = _narrowed(chosen, options, base)
     make_flexible(model, policy=chosen if options.command == "finetune" else drawn, rule=options.rule)
     return drawn
 
 
-def _narrowed(policy: Policy, options: Options) -> Policy:
+def _narrowed(policy: Policy, options: Options, base: Base) -> Policy:
     changes = {"frames": options.frames} if options.frames else {}
     if options.sizes:
         if not hasattr(policy, "sizes"):
+            if options.sizes == [base.height]:
+                return replace(policy, **changes)
             raise ConfigError(f"Policy {policy.name!r} keeps the model's own frame size: leave --sizes out.")
         changes["sizes"] = options.sizes
     return replace(policy, **changes)

@@ -1,6 +1,7 @@
 """What a training says while it runs, on standard error and from one process."""
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,21 +10,22 @@ from tqdm import tqdm
 from flexvideo.train import TrainResult
 from flexvideo.train.distributed import rank_and_world
 
+_QUIET = 30.0  # seconds between lines where there is no bar
+
 
 class StepBar:
-    """A progress bar of steps on a terminal, and a line for every evaluation everywhere."""
+    """A bar of steps on a terminal, a line now and then elsewhere, and one for every evaluation."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
+        self._said = float("-inf")
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Show a record of the log."""
         figures = {key: value for key, value in record.items() if key.startswith("top1")}
         if figures:
-            found = ", ".join(f"{key[5:]}: {100 * value:.1f}" for key, value in figures.items())
-            tqdm.write(
-                f"epoch {record['epoch'] + 1}: top-1 in % at frames x pixels: {found}", file=sys.stderr
-            )
+            found = ", ".join(f"{key[5:]} px {100 * value:.1f} %" for key, value in figures.items())
+            tqdm.write(f"epoch {record['epoch'] + 1}: top-1 at {found}", file=sys.stderr)
             return
         if self._bar is None:
             self._bar = tqdm(
@@ -31,7 +33,11 @@ class StepBar:
             )
         self._bar.update(record["step"] - self._bar.n)
         self._bar.set_postfix_str(f"loss {record['loss']:.3f}")
-        if record["step"] == record["steps"]:
+        ended = record["step"] == record["steps"]
+        if self._bar.disable and (ended or time.monotonic() - self._said > _QUIET):
+            self._said = time.monotonic()
+            say(f"step {record['step']} of {record['steps']}: loss {record['loss']:.3f}")
+        if ended:
             self._bar.close()
 
 

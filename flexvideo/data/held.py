@@ -1,6 +1,7 @@
 """Clips kept in memory, for sources that are small and slow to read."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import UInt8
@@ -9,10 +10,13 @@ from torch import Tensor
 from flexvideo.data.clips import Size
 from flexvideo.data.records import VideoSet
 from flexvideo.data.source import Choose, ClipSource
+from flexvideo.errors import MemoryLimitError, VideoError
 
 
 class HeldSource(ClipSource):
     """The clips of a source as videos in memory, of so many frames of one size, from which clips are read.
+
+    Where the source skips what cannot be read, such clips are reported and left out.
 
     Args:
         source: of which every clip is read once, now.
@@ -21,7 +25,8 @@ class HeldSource(ClipSource):
         progress: called with the number of clips read, and their total.
 
     Raises:
-        VideoError: a clip that cannot be read.
+        VideoError: a clip that cannot be read, where the source does not skip such, or not one that can.
+        MemoryLimitError: not enough memory for all of them.
 
     Example:
         >>> from flexvideo.data.motion import MotionSet
@@ -41,14 +46,21 @@ class HeldSource(ClipSource):
     ) -> None:
         super().__init__()
         self.name, self.classes, self.flip_ok = source.name, source.classes, source.flip_ok
-        self._source, self._labels = source, source.labels
-        videos = []
+        self._source = source
+        self._kept: list[int] = []  # clips of the source
+        height, width = (size, size) if isinstance(size, int) else size
+        self._videos = _room(len(source), frames, height, width)
         for index in range(len(source)):
-            videos.append(source.read(index, frames=frames, size=size))
+            try:
+                self._videos[len(self._kept)] = source.read(index, frames=frames, size=size)
+                self._kept.append(index)
+            except VideoError as error:
+                source.skip(index, error)
             if progress is not None:
                 progress(index + 1, len(source))
-        # One block, shared with the processes that read, which would otherwise copy it.
-        self._videos: UInt8[Tensor, "n t h w 3"] = torch.stack(videos).share_memory_()
+        if not self._kept:
+            raise VideoError(f"Not one clip of {self.name} could be read: there is nothing to hold.")
+        self._labels = tuple(source.labels[index] for index in self._kept)
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -57,13 +69,26 @@ class HeldSource(ClipSource):
 
     def identify(self, index: int) -> str:
         """Say which clip of the source that is."""
-        return self._source.identify(index)
+        return self._source.identify(self._kept[index])
 
     def listed(self) -> VideoSet:
-        """List the clips as the source does."""
-        return self._source.listed()
+        """List the clips that are held as the source does."""
+        videos, skipped = self._source.listed(), self._source.skipped.values()
+        kept = tuple(videos[index] for index in self._kept)
+        return replace(videos, records=kept, omitted=(*videos.omitted, *skipped))
 
     def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
         """Get frames of the clip as it is held."""
         video = self._videos[index]
         return video[torch.tensor(choose(len(video)))]
+
+
+def _room(clips: int, frames: int, height: int, width: int) -> UInt8[Tensor, "n t h w 3"]:
+    try:
+        return torch.empty(clips, frames, height, width, 3, dtype=torch.uint8)
+    except RuntimeError as error:  # torch's way of saying so
+        size = clips * frames * height * width * 3 / 2**30
+        raise MemoryLimitError(
+            f"{clips} clips of {frames} frames of {height} x {width} px take {size:,.0f} GiB, which this "
+            "machine does not have: hold fewer or smaller frames, or read the clips as they come."
+        ) from error
