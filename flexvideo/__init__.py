@@ -9,7 +9,6 @@ from flexvideo import families_transformers as families_transformers
 from flexvideo.bake import bake as bake
 from flexvideo.checkpoints import describe as describe
 from flexvideo.checkpoints import load as load
-from flexvideo.checkpoints import save as save
 from flexvideo.data.clips import read_clip as read_clip
 from flexvideo.data.encode import write_video as write_video
 from flexvideo.discover import plan_for as plan_for
@@ -39,6 +38,7 @@ from flexvideo.policy import StaticPatch as StaticPatch
 from flexvideo.policy import StaticTokens as StaticTokens
 from flexvideo.policy import Temporal as Temporal
 from flexvideo.policy import policy_of as policy_of
+from flexvideo.saving import save as save
 from flexvideo.swap import flex_config as flex_config
 from flexvideo.swap import make_flexible as make_flexible
 from flexvideo.swap import prewarm as prewarm

@@ -1,27 +1,24 @@
-"""Checkpoints in and out: official files, other people's, and our own, as models ready to run."""
+"""Checkpoints in: official files, other people's, and our own, as models ready to run."""
 
 import logging
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
-from flexvideo.active import flex_within
 from flexvideo.description import Description, description
-from flexvideo.errors import CheckpointError, CheckpointWarning, ConfigError, UnsupportedModelError
-from flexvideo.modelconfig import UNSEEN, ModelConfig, agree, parse_config
+from flexvideo.devices import usable_device
+from flexvideo.errors import CheckpointError, CheckpointWarning, ConfigError
+from flexvideo.modelconfig import agree
 from flexvideo.models import VideoMamba
-from flexvideo.models.videomamba import PatchEmbed
 from flexvideo.policy import Policy
 from flexvideo.resample import Rule
-from flexvideo.sources import HEADER_KEY, Remote, Source, locate, read
-from flexvideo.statedict import FLOATS, Interpretation, interpret
-from flexvideo.swap import flex_config, make_flexible
-from flexvideo.weights import is_plain, write_pickle, write_safetensors
+from flexvideo.sources import Remote, Source, locate, read
+from flexvideo.statedict import FLOATS, Interpretation
+from flexvideo.swap import make_flexible
+from flexvideo.weights import is_plain
 
 Model = TypeVar("Model", bound=VideoMamba)
 logger = logging.getLogger(__name__)
@@ -62,7 +59,7 @@ def load(
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, or not a VideoMamba.
         HubError: the Hub refuses, lacks the file, or cannot be reached.
-        ConfigError: an unknown policy or rule, or a dtype that weights cannot have.
+        ConfigError: an unknown policy or rule, a dtype that weights cannot have, or a device not to be had.
 
     Example:
         >>> import tempfile, flexvideo
@@ -119,8 +116,11 @@ def load_as(
         device: as `load` takes it.
     """
     if dtype not in (None, *FLOATS):
-        raise ConfigError(f"Weights cannot be {dtype}: give one of {', '.join(map(str, FLOATS))}.")
-    source = locate(repo_or_path, filename)
+        instead = "a dtype of torch, " if isinstance(dtype, str) else "one of "
+        raise ConfigError(f"Weights cannot be {dtype!r}: give {instead}{', '.join(map(str, FLOATS))}.")
+    if device is not None:
+        usable_device(device)
+    source = locate(repo_or_path, filename, revision)
     if isinstance(source, Remote):
         from flexvideo import hub
 
@@ -136,7 +136,8 @@ def load_as(
     if hollow := [name for name, value in found.state.items() if not is_plain(value)]:
         raise CheckpointError(f"{source.name}: {hollow[0]} has no plain values (a meta or a sparse tensor).")
     model = _build(kind, found, agree(config, found.layout, where=source.name), dtype=dtype, device=device)
-    model.labels, model.mean, model.std, model.source = config.labels, config.mean, config.std, source.name
+    model.labels, model.mean, model.std = config.labels, config.mean, config.std
+    model.license, model.source = config.license, source.name
     _report(source, found)
     policy, rule = config.policy if policy is None else policy, config.rule if rule is None else rule
     if policy is not None or rule is not None:
@@ -167,7 +168,7 @@ def describe(
         CheckpointError: as `load` raises it.
         HubError: as `load` raises it.
     """
-    source = locate(repo_or_path, filename)
+    source = locate(repo_or_path, filename, revision)
     if isinstance(source, Remote):
         from flexvideo import hub
 
@@ -181,77 +182,6 @@ def describe(
     found, config = read(source, shapes_only=True)
     agree(config, found.layout, where=source.name)
     return description(found, config, name=source.name, remark=source.remark)
-
-
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a model to one file, for `load` and for the official code: the same bytes for the same model.
-
-    A .safetensors file carries policy, rule, labels and normalisation in its header. Any other is a bare
-    state dict for torch.load, as the official files are, and carries tensors only.
-
-    Args:
-        model: a VideoMamba, plain or flexible.
-        path: the file; it is replaced whole or not at all.
-
-    Raises:
-        CheckpointError: it cannot be written, or could not be loaded again.
-        UnsupportedModelError: another model, or a wrapped one.
-    """
-    path, text = Path(path), config_text(model)
-    if path.suffix == ".safetensors":
-        write_safetensors(path, model.state_dict(), text={HEADER_KEY: text})
-        return
-    if forgotten := flexing(model) | _size_not_told(model):
-        message = f"{path} is a bare state dict: it does not record {forgotten}; .safetensors does."
-        warnings.warn(message, CheckpointWarning, stacklevel=2)
-    write_pickle(path, model.state_dict())
-
-
-def config_text(model: nn.Module) -> str:
-    """The text of config.json for a model, which `load` is sure to take.
-
-    Args:
-        model: a VideoMamba, plain or flexible.
-
-    Raises:
-        CheckpointError: tensors that are not those of a VideoMamba, or labels that do not fit them.
-        UnsupportedModelError: another model, or a wrapped one.
-    """
-    if not isinstance(model, VideoMamba):
-        inside = next((f"model.{name}" for name in ("_orig_mod", "module") if hasattr(model, name)), None)
-        instead = f"the one inside, {inside}" if inside else "its state_dict() and fv.flex_config(model)"
-        raise UnsupportedModelError(f"{type(model).__name__} is no VideoMamba: save {instead}.")
-    size = model.patch_embed.img_size
-    layout = interpret(model.state_dict(), where="the model", img_size=size).layout
-    unseen = {name: model.config[name] for name in UNSEEN}
-    recorded = flexing(model)
-    config = ModelConfig(
-        model=layout.arguments | unseen,
-        policy=recorded.get("policy"),
-        rule=recorded.get("rule"),
-        labels=model.labels,
-        mean=model.mean,
-        std=model.std,
-    )
-    text = config.to_text(layout)
-    written = parse_config(text, where="the model")
-    assert written is not None
-    agree(written, layout, where="the model")
-    return text
-
-
-def flexing(model: nn.Module) -> dict[str, Any]:
-    """Policy and rule of a flexible model; empty for a plain one."""
-    return {} if flex_within(model) is None else flex_config(model)
-
-
-def _size_not_told(model: nn.Module) -> dict[str, Any]:
-    """The frame size, where `load` would read another one or none off the shapes of the tensors."""
-    embed = model.get_submodule("patch_embed")
-    assert isinstance(embed, PatchEmbed)
-    height, width = embed.patch_size
-    told = {(side * height, side * width) for side in embed.grid_size}
-    return {} if told == {embed.img_size} else {"img_size": embed.img_size}
 
 
 def _build(

@@ -25,6 +25,10 @@ class Description:
         dtype: of the weights.
         policy: configuration of the policy recorded with the weights; None for a plain model.
         rule: configuration of the rule recorded with the weights; None for a plain model.
+        labels: class names in the order of the head's rows; None when unknown.
+        mean: of the colour channels of training frames in [0, 1].
+        std: of the colour channels of training frames.
+        license: identifier of the weights' licence; None when unknown.
         flexes: what `flexvideo.make_flexible` resamples.
         notes: what is translated, left out or made up when it is loaded, and known defects.
     """
@@ -40,21 +44,29 @@ class Description:
     dtype: str
     policy: dict[str, Any] | None
     rule: dict[str, Any] | None
+    labels: tuple[str, ...] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    license: str | None
     flexes: tuple[str, ...]
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
         base = self.base
+        labels = "" if self.labels is None else f": {some(self.labels)}"
+        colours = "; ".join(", ".join(map(str, values)) for values in (self.mean, self.std))
         tubelet = f", {base.tubelet} frames deep" if base.tubelet > 1 else ""
         rows = [
             ("model", f"VideoMamba {self.variant}, {self.depth} layers of width {self.width}"),
             ("parameters", f"{self.parameters:,} ({self.dtype})"),
             ("made for", f"{base.frames} frames of {base.height} x {base.width} pixels"),
             ("patch", f"{base.patch[0]} x {base.patch[1]} pixels{tubelet}"),
-            ("classes", str(self.classes) if self.classes else "none: returns features"),
+            ("classes", f"{self.classes}{labels}" if self.classes else "none: returns features"),
+            ("mean; std", colours),
             ("can flex", "; ".join(self.flexes)),
             ("policy", _in_words(self.policy, "none recorded: a plain model")),
             ("rule", _in_words(self.rule, "none recorded: auto, once it is made flexible")),
+            ("licence", self.license or "none recorded"),
             *(("note", note) for note in self.notes),
         ]
         return "\n".join([self.source, *(f"  {title:<11}{text}" for title, text in rows)])
@@ -82,6 +94,10 @@ def description(found: Interpretation, config: ModelConfig, *, name: str, remark
         dtype=some(sorted({str(value.dtype).removeprefix("torch.") for value in found.state.values()})),
         policy=config.policy,
         rule=config.rule,
+        labels=config.labels,
+        mean=config.mean,
+        std=config.std,
+        license=config.license,
         flexes=_flexes(layout),
         notes=(*found.translated, *found.lost, *((remark,) if remark else ())),
     )

@@ -6,17 +6,28 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from flexvideo.description import Description, description
 from flexvideo.errors import CheckpointError, CheckpointWarning, HubError
 from flexvideo.hubclient import Access, ask, get
-from flexvideo.huberrors import is_passing
+from flexvideo.huberrors import is_passing, why_offline
 from flexvideo.modelconfig import agree
 from flexvideo.official import pretrained
-from flexvideo.sources import CONFIG, HEADER_KEY, Remote, Source, choose_file, is_inside, read, recorded
+from flexvideo.sources import (
+    CONFIG,
+    HEADER_KEY,
+    Remote,
+    Source,
+    choose_file,
+    config_of,
+    is_inside,
+    read,
+    recorded,
+)
 from flexvideo.statedict import interpret, some
 from flexvideo.weights import SUFFIXES, empty_tensor
 
@@ -122,6 +133,10 @@ def _find(remote: Remote, revision: str | None, access: Access) -> Listing | Sou
     try:
         return _list(remote, revision, access)
     except HubError as error:
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            raise HubError(
+                f"{error} There is no file or folder of that name here either."
+            ) from error.__cause__
         if not is_passing(error.__cause__):
             raise
         try:
@@ -176,13 +191,9 @@ def _download(remote: Remote, revision: str | None, listing: Listing, access: Ac
 
 
 def _config(remote: Remote, filename: str, commit: str, listing: Listing, access: Access) -> Path | None:
-    """Fetch the config.json in the folder of the weights, if there is one."""
-    name = _beside(filename)
-    return get(remote.repo_id, name, commit, access) if name in listing.files else None
-
-
-def _beside(filename: str) -> str:
-    return (PurePosixPath(filename).parent / CONFIG).as_posix()
+    """Fetch the config.json that belongs to the weights, if there is one."""
+    name = config_of(filename, listing.files.keys())
+    return None if name is None else get(remote.repo_id, name, commit, access)
 
 
 def _cached(remote: Remote, revision: str | None, access: Access) -> Source:
@@ -201,10 +212,14 @@ def _cached(remote: Remote, revision: str | None, access: Access) -> Source:
     where = f"{repo_id}@{folder.name}"
     filename = choose_file(names, remote.filename, where=f"{where} in the cache")
     if filename not in names:
-        raise HubError(f"{where} has no file {filename} in the cache, and the Hub may not be asked.")
+        raise HubError(
+            f"{where} has no file {filename} in the cache, and the Hub may not be asked ({why_offline()})."
+        )
     _check_sum(folder / filename, None, where=f"{where}/{filename}")
-    config = folder / _beside(filename) if _beside(filename) in names else None
-    return Source(folder / filename, config, f"{where}/{filename}", _remark(filename))
+    config = config_of(filename, names)
+    return Source(
+        folder / filename, folder / config if config else None, f"{where}/{filename}", _remark(filename)
+    )
 
 
 def _check_sum(path: Path, expected: str | None, *, where: str) -> None:

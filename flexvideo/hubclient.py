@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.utils import build_hf_headers
 
 from flexvideo.errors import HubError
-from flexvideo.huberrors import explain, is_passing, timed_out
+from flexvideo.huberrors import LOG_IN, explain, is_passing, timed_out
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +49,28 @@ class Access:
                 "The token is empty, or has a space, a line break or another character that no token has: "
                 "it was not sent."
             )
+        if not self.offline and not re.match(r"https?://", constants.ENDPOINT):
+            raise HubError(f"HF_ENDPOINT is {constants.ENDPOINT!r}: it must begin with http:// or https://.")
+        if self.token is True:
+            self.require_token("token=True")
         if self.force and self.offline:
             raise HubError("force_download asks the Hub, and offline nothing may: leave one of the two out.")
+
+    def require_token(self, what: str) -> None:
+        """Refuse, before anything is asked of the Hub, what it never does without a token.
+
+        Args:
+            what: needs one, to call it in messages.
+
+        Raises:
+            HubError: none was given and none is stored.
+        """
+        try:
+            found = "authorization" in build_hf_headers(token=self.token)
+        except LocalTokenNotFoundError:
+            found = False
+        if not found:
+            raise HubError(f"{what} needs a token, and there is none: {LOG_IN}.")
 
     @property
     def cache(self) -> str | None:

@@ -3,6 +3,7 @@
 import errno
 import re
 
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -15,6 +16,7 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
+LOG_IN = "log in with `hf auth login`, set HF_TOKEN or pass token="
 PASSING = (408, 429, 500, 502, 503, 504)
 # httpx's or requests' own base class, whichever this version of the client is built on.
 _TRANSPORT = (OSError, *HfHubHTTPError.__bases__)
@@ -54,14 +56,15 @@ def explain(error: Exception, *, what: str, revision: str | None, endpoint: str)
     """
     inner = _inner(error)
     asked = "" if revision is None else f" at {revision}"
+    page = f"{endpoint}/{'/'.join(what.split('/')[:2])}"
     for kind, sentence in (
-        (GatedRepoError, f"is gated: accept its terms on {endpoint} and pass a token of that account"),
-        (RepositoryNotFoundError, f"is not on {endpoint}, or is private: check its name, or pass token="),
+        (GatedRepoError, f"is gated: accept its terms on {page}, and with a token of that account {LOG_IN}"),
+        (RepositoryNotFoundError, f"is not on {endpoint}, or is private: check its name, or {LOG_IN}"),
         (RevisionNotFoundError, f"has no revision {revision!r}"),
         (OfflineModeIsEnabled, "needs the Hub, and HF_HUB_OFFLINE forbids to ask it"),
         (
             LocalEntryNotFoundError,
-            f"is not in the cache{asked}, and only the cache was to be asked",
+            f"is not in the cache{asked}, and only the cache was to be asked ({why_offline()})",
         ),
         (EntryNotFoundError, f"does not exist{asked}"),
         (SafetensorsParsingError, "is no safetensors file, or a damaged one"),
@@ -72,13 +75,19 @@ def explain(error: Exception, *, what: str, revision: str | None, endpoint: str)
     if isinstance(inner, HfHubHTTPError):
         return f"{what}: {endpoint} {_answer(_status(inner))}."
     if isinstance(inner, OSError) and _is_local(inner):
-        return f"{what} cannot be stored: {inner.strerror}."
+        place = "" if inner.filename is None else f" as {inner.filename}"
+        return f"{what} cannot be stored{place}: {inner.strerror or _first_line(inner)}."
     return f"{what} did not arrive from {endpoint}: {type(inner).__name__}: {_first_line(inner)}."
+
+
+def why_offline() -> str:
+    """What forbids to ask the Hub."""
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "local_files_only=True"
 
 
 def _answer(status: int) -> str:
     meanings = {
-        401: "refuses the token",
+        401: f"refuses the token, or wants one: {LOG_IN}",
         403: "denies access: the token lacks the right",
         408: "gave up waiting",
         409: "reports a conflict: try again",
@@ -98,8 +107,10 @@ def _inner(error: BaseException | None) -> BaseException | None:
 
 
 def _is_local(error: BaseException | None) -> bool:
-    """Whether it is this machine's disk that is in the way."""
-    return isinstance(error, OSError) and error.errno in (
+    """Whether it is this machine's disk that is in the way; errors of the network name no file."""
+    if not isinstance(error, OSError) or isinstance(error, HfHubHTTPError):
+        return False
+    return error.filename is not None or error.errno in (
         errno.ENOSPC,
         errno.EDQUOT,
         errno.EFBIG,

@@ -1,6 +1,7 @@
 """README.md of a model repository, from the facts: what it is, how to use it, what was measured."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,6 @@ def model_card(
     *,
     name: str,
     results: Results | None = None,
-    license: str | None = None,
 ) -> str:
     """Return the text of README.md.
 
@@ -43,7 +43,6 @@ def model_card(
         name: repository or folder to load it from.
         results: measurements, one mapping or a list of them, shown as a table; what `flexvideo evaluate`
             writes has a row for every geometry.
-        license: identifier of the weights' licence as the Hub spells it; "not stated" without one.
 
     Example:
         >>> from flexvideo.description import description
@@ -57,7 +56,7 @@ def model_card(
     """
     base = found.base
     parts = [
-        _front_matter(found, license),
+        _front_matter(found, config.license),
         MARK,
         f"# {name.rpartition('/')[2]}",
         _summary(found),
@@ -66,11 +65,26 @@ def model_card(
         _use(config, name, base.frames or 1, base.height, base.width),
         *(["## Results", _results(results)] if results else []),
         "## Licence",
-        license or "Not stated by the authors of these weights.",
+        config.license or "Not stated by the authors of these weights.",
         "## Citation",
         _CITATIONS,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def licence_in(card: str | None) -> str | None:
+    """Identifier of the licence that the metadata of a card name; None where there is none.
+
+    Args:
+        card: text of README.md, if there is one.
+
+    Example:
+        >>> licence_in("---\\nlicense: mit\\n---\\n# Mine")
+        'mit'
+    """
+    metadata = re.match(r"---\n(.*?)\n---", card or "", flags=re.DOTALL)
+    found = re.search(r"^license: *([a-z0-9.-]+) *$", metadata[1], flags=re.MULTILINE) if metadata else None
+    return found[1] if found else None
 
 
 def _front_matter(found: Description, license: str | None) -> str:
@@ -108,10 +122,23 @@ def _facts(found: Description, config: ModelConfig) -> list[list[str]]:
         ["base patch", f"{base.patch[0]} x {base.patch[1]}"],
         ["classes", str(found.classes) if found.classes else "none (features)"],
         *([["policy", found.policy["name"]]] if found.policy else []),
-        *([f"{key} the policy draws in training", _words(value)] for key, value in drawn.items()),
-        *([["resampling rule", _words(list(found.rule.values()))]] if found.rule else []),
+        *([f"{key} the policy draws in training", _drawn(value)] for key, value in drawn.items()),
+        *([["resampling rule", _rule(found.rule)]] if found.rule else []),
         ["mean, std", f"{_words(list(config.mean))}; {_words(list(config.std))}"],
     ]
+
+
+def _drawn(value: Any) -> str:
+    """What a policy draws from, rectangles apart from squares."""
+    if not isinstance(value, list | tuple):
+        return _words(value)
+    return ", ".join(
+        " x ".join(map(str, each)) if isinstance(each, list | tuple) else str(each) for each in value
+    )
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    return f"{rule['kernel']}, {'antialiased' if rule['antialias'] else 'not antialiased'}"
 
 
 def _use(config: ModelConfig, name: str, frames: int, height: int, width: int) -> str:

@@ -1,6 +1,7 @@
 """What travels with the weights: config.json, and the same text in the header of a safetensors file."""
 
 import json
+import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from flexvideo.resample import Rule
 
 LIBRARY, ARCHITECTURE = "flexvideo", "VideoMamba"
 FORMAT = 1
+LICENCE = "an identifier as the Hub spells it, such as 'apache-2.0' or 'other'"
 # What tensors do not tell about an architecture; everything else is read from them, and only checked here.
 UNSEEN = ("norm_epsilon", "drop_rate", "drop_path_rate", "fc_drop_rate")  # each from 0 to 1
 _LARGEST = 1e38  # of float32, in which the colours are
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class ModelConfig:
         labels: class names in the order of the head's rows; None when unknown.
         mean: of the colour channels, subtracted from frames in [0, 1].
         std: of the colour channels, by which they are divided then.
+        license: identifier of the weights' licence; None when unknown.
+        origin: where it was read, to call it in messages.
     """
 
     model: dict[str, Any]
@@ -38,6 +43,8 @@ class ModelConfig:
     labels: tuple[str, ...] | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    license: str | None = None
+    origin: str = "config.json"
 
     @property
     def img_size(self) -> tuple[int, int] | None:
@@ -69,6 +76,7 @@ class ModelConfig:
             "labels": self.labels,
             "mean": self.mean,
             "std": self.std,
+            "license": self.license,
         }
         try:
             text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -97,7 +105,7 @@ def parse_config(text: str, *, where: str) -> ModelConfig | None:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not JSON: {error}.") from error
-    if not isinstance(content, dict) or content.get("library") != LIBRARY:
+    if not is_flexvideos(content):
         return None
     if content.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
@@ -110,10 +118,10 @@ def parse_config(text: str, *, where: str) -> ModelConfig | None:
     _expect(isinstance(model, dict), where, "model", "an object", model)
     _expect(labels is None or _list_of(labels, str), where, "labels", "a list of names", labels)
     _expect(_numbers(mean, -_LARGEST), where, "mean", "a list of numbers", mean)
-    fits = _numbers(std, 0.0) and len(std) == len(mean)
-    _expect(fits, where, "std", "as many numbers above 0 as mean", std)
+    _expect(_numbers(std, 0.0), where, "std", "a list of numbers above 0", std)
     _check_sizes(model, where)
-    policy, rule = content.get("policy"), content.get("rule")
+    policy, rule, license = content.get("policy"), content.get("rule"), content.get("license")
+    _expect(license is None or is_licence(license), where, "license", LICENCE, license)
     return ModelConfig(
         model=model,
         policy=None if policy is None else _known(policy_of, policy, where).to_config(),
@@ -121,7 +129,29 @@ def parse_config(text: str, *, where: str) -> ModelConfig | None:
         labels=None if labels is None else tuple(labels),
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
+        license=license,
+        origin=where,
     )
+
+
+def is_flexvideos(content: Any) -> bool:
+    """Whether what a config.json holds is of this library.
+
+    Example:
+        >>> is_flexvideos({"library": "flexvideo"}), is_flexvideos({"lr": 1})
+        (True, False)
+    """
+    return isinstance(content, dict) and content.get("library") == LIBRARY
+
+
+def is_licence(value: object) -> bool:
+    """Whether it has the form of the Hub's identifiers of licences.
+
+    Example:
+        >>> is_licence("cc-by-nc-4.0"), is_licence("MIT License")
+        (True, False)
+    """
+    return isinstance(value, str) and _LICENCE.fullmatch(value) is not None
 
 
 def agree(config: ModelConfig, layout: Layout, *, where: str) -> dict[str, Any]:
@@ -140,13 +170,21 @@ def agree(config: ModelConfig, layout: Layout, *, where: str) -> dict[str, Any]:
         recorded = config.model.get(name, found)
         if _pair(recorded) != _pair(found):
             raise CheckpointError(
-                f"{where}: config.json says {name} = {recorded}, but the tensors are of a model with {found}."
+                f"{config.origin} says {name} = {recorded}, but the tensors of {where} are of a model with "
+                f"{found}: correct it, or keep the two in different folders."
             )
     if config.labels is not None and len(config.labels) != layout.num_classes:
         raise CheckpointError(
-            f"{where}: config.json names {len(config.labels)} labels, but the head has "
+            f"{config.origin} has {len(config.labels)} labels, but the head of {where} has "
             f"{layout.num_classes} classes."
         )
+    for name, value, usual in (("mean", config.mean, IMAGENET_MEAN), ("std", config.std, IMAGENET_STD)):
+        is_own = value != usual or len(config.mean) != len(config.std)
+        if is_own and len(value) != layout.channels:
+            raise CheckpointError(
+                f"{config.origin} has {name} = {list(value)}, but {where} takes {layout.channels} colour "
+                "channels: give a number for each."
+            )
     return arguments | {name: float(config.model[name]) for name in UNSEEN if name in config.model}
 
 

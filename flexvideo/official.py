@@ -67,9 +67,30 @@ class PretrainedFile:
     defect: str
     linked: str
 
+    def __str__(self) -> str:
+        frames = f"{self.frames} x " if self.frames else ""
+        classes = f"{self.classes} classes" if self.classes else "no head"
+        facts = [f"{frames}{self.size} x {self.size}", classes, self.kind]
+        if self.defect:
+            facts.append(self.defect)
+        if self.linked:
+            facts.append(f"in its place the official table links {self.linked}")
+        return f"{self.name:<33} {self.variant:<7} {', '.join(facts)}"
+
+
+class _Lines(tuple[PretrainedFile, ...]):
+    """Shown one file a line."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self))
+
 
 def list_pretrained() -> tuple[PretrainedFile, ...]:
     """Return the published VideoMamba files: names to load, what is in them, known defects.
+
+    Shown or printed, it is a line for each.
 
     Example:
         >>> [file.name for file in list_pretrained() if file.kind == "masked pretraining"]
@@ -77,7 +98,7 @@ def list_pretrained() -> tuple[PretrainedFile, ...]:
 
     Source: the MODEL_ZOO.md files of OpenGVLab/VideoMamba, its issues, and public code that loads them.
     """
-    return tuple(_entry(stem) for stem in (*_VIDEO, *_IMAGE, *_MULTIMODAL))
+    return _Lines(_entry(stem) for stem in (*_VIDEO, *_IMAGE, *_MULTIMODAL))
 
 
 def pretrained(name: str) -> PretrainedFile | None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from flexvideo.errors import ConfigError, GeometryError
 from flexvideo.geometry import Base, Size, as_pair
+from flexvideo.nearest import did_you_mean
 from flexvideo.policybase import FRAMES as FRAMES
 from flexvideo.policybase import Option, Pair
 from flexvideo.policybase import Policy as Policy
@@ -224,11 +225,17 @@ def policy_of(policy: str | Policy | Mapping[str, Any]) -> Policy:
             f"{policy.__name__} is the class of a policy: give a policy, `{policy.__name__}()`."
         )
     config: dict[str, Any] = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
+    if config.keys() == {"policy", "rule"}:
+        raise ConfigError(
+            "These are policy and rule, as flex_config returns them: "
+            "make_flexible(model, **config) takes both."
+        )
     name = config.pop("name", None)
     if not isinstance(name, str) or name not in POLICIES:
         raise ConfigError(
             f"Unknown policy {policy!r}: the names are {', '.join(map(repr, POLICIES))}; give one, "
             'a policy, or a mapping whose "name" is one of them.'
+            f"{did_you_mean(name, POLICIES) if isinstance(name, str) else ''}"
         )
     known = [field.name for field in fields(POLICIES[name])]
     unknown = [key for key in config if key not in known]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flexvideo.errors import ConfigError, GeometryError
 from flexvideo.matrices import axis_matrix
+from flexvideo.nearest import did_you_mean
 from flexvideo.products import multiply_axes, prewarm
 
 __all__ = [
@@ -81,9 +82,12 @@ class Rule:
             return RULES[rule]
         if isinstance(rule, Mapping) and set(rule) == {"kernel", "antialias"}:
             return cls(**rule)
+        instead = did_you_mean(rule, RULES) if isinstance(rule, str) else ""
+        if isinstance(rule, Mapping) and (lacks := {"kernel", "antialias"} - set(rule)):
+            instead = f" This one lacks {' and '.join(sorted(lacks))}."
         raise ConfigError(
             f"Unknown rule {rule!r}. Known rules: {', '.join(RULES)}; "
-            "or a mapping with the keys `kernel` and `antialias`."
+            f"or a mapping with the keys `kernel` and `antialias`.{instead}"
         )
 
     def to_config(self) -> dict[str, str | bool]:

@@ -155,13 +155,26 @@ def write_pickle(path: Path, state: Mapping[str, Tensor]) -> None:
     write_atomically(path, archive.getvalue())
 
 
-def _on_cpu(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def require_values(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not whole and here.
+
+    Args:
+        state: names to tensors.
+        path: where they are to be written.
+
+    Raises:
+        CheckpointError: one is on "meta", sharded or otherwise packed.
+    """
     for name, value in state.items():
         if not is_plain(value):
             raise CheckpointError(
                 f"{path} cannot be written: {name} is a {type(value).__name__} on {value.device} without "
                 "all of its values here; gather a sharded model, or load its weights, first."
             )
+
+
+def _on_cpu(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    require_values(state, path)
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from small import SIZES, build, clip
 
 import flexvideo as fv
-from flexvideo.checkpoints import config_text, describe, load, save
+from flexvideo.checkpoints import describe, load
 from flexvideo.errors import (
     CheckpointError,
     CheckpointWarning,
@@ -25,6 +25,7 @@ from flexvideo.errors import (
     UnsupportedModelError,
 )
 from flexvideo.modelconfig import agree, parse_config
+from flexvideo.saving import config_text, save
 from flexvideo.statedict import interpret
 
 SHAPES = {name: tuple(value.shape) for name, value in build().state_dict().items()}
@@ -59,6 +60,7 @@ def test_what_is_saved_comes_back_the_same(tmp_path, name):
     "policy", [None, "temporal", "static-patch", "static-tokens", "flexivit", "flex-all"]
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.filterwarnings("ignore:.*is a bare state dict")
 def test_save_load_save_is_byte_identical(tmp_path, policy, suffix):
     model = build()
     model.labels, model.mean = ("a", "b", "c", "d", "é"), (0.1, 0.2, 0.3)
@@ -110,6 +112,26 @@ def test_a_bare_state_dict_says_that_it_forgets_the_policy(tmp_path):
     assert list(state) == list(model.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("labels", ("a", "b", "c", "d", "e"), r"{'labels': 'a, b, c, d and 1 more'}"),
+        ("mean", [0.5, 0.5, 0.5], r"{'mean': \(0\.5, 0\.5, 0\.5\)}"),
+        ("std", (1.0, 1.0, 1.0), r"{'std': \(1\.0, 1\.0, 1\.0\)}"),
+        ("license", "mit", "{'license': 'mit'}"),
+    ],
+)
+@pytest.mark.unchecked
+def test_a_bare_state_dict_says_that_it_forgets_facts_of_a_plain_model(tmp_path, name, value, says):
+    model = build()
+    setattr(model, name, value)
+    with pytest.warns(CheckpointWarning, match=rf"m\.pth is a bare state dict: it does not record {says}; "):
+        save(model, tmp_path / "m.pth")
+    model.save_pretrained(tmp_path / "folder")
+    with pytest.warns(CheckpointWarning, match=says):
+        fv.convert(tmp_path / "folder", tmp_path / "converted.pth")
+
+
 @pytest.mark.parametrize("size", [(72, 128), (64, 128), (33, 33), (32, 35)])
 def test_a_bare_state_dict_says_that_it_forgets_a_size(tmp_path, size):
     """9 x 16 patches could be 12 x 12, those of 64 x 128 are no square, and a remainder leaves no trace."""
@@ -133,6 +155,15 @@ def test_a_dtype_that_weights_cannot_have(tmp_path):
     save(build(), tmp_path / "m.safetensors")
     with pytest.raises(ConfigError, match=r"Weights cannot be torch\.int8: give one of torch\.float64, "):
         load(tmp_path / "m.safetensors", dtype=torch.int8)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("dtype", ["bf16", "bfloat16"])
+def test_a_dtype_is_one_of_torch(tmp_path, dtype):
+    with pytest.raises(
+        ConfigError, match=rf"^Weights cannot be '{dtype}': give a dtype of torch, .*bfloat16"
+    ):
+        load(tmp_path, dtype=dtype)
 
 
 @pytest.mark.parametrize("how", ["meta", "sparse"])
@@ -181,10 +212,16 @@ def test_compiled_blocks_are_saved_as_any_others(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("labels", ["a", "b"], "the model: config.json names 2 labels, but the head has 5 classes"),
+        ("labels", ["a", "b"], "^the model has 2 labels, but the head of the model has 5 classes"),
         ("labels", "abcde", "the model: labels must be a list of names, found 'abcde'"),
         ("mean", torch.ones(3), "labels, mean and std must be plain lists or tuples: Object of type Tensor"),
-        ("std", (1.0, 0.0, 1.0), "std must be as many numbers above 0 as mean"),
+        ("std", (1.0, 0.0, 1.0), "std must be a list of numbers above 0"),
+        (
+            "mean",
+            [0.5],
+            r"^the model has mean = \[0\.5\], but the model takes 3 colour channels: give a number",
+        ),
+        ("license", "MIT License", "the model: license must be an identifier as the Hub spells it, such as"),
     ],
 )
 def test_what_could_not_be_loaded_is_not_saved(tmp_path, name, value, message):
@@ -336,7 +373,8 @@ def test_what_the_official_training_script_writes_is_loaded(tmp_path):
             None,
             r"holds its weights in 2 parts, model-00001-of-00002\.safetensors, .* save them as one file",
         ),
-        (["a.pth"], "c.pth", r"c\.pth cannot be read: No such file"),
+        (["a.pth", "b"], "c.pth", r"^/.* has no file c\.pth; it has a\.pth, b\.$"),
+        ([], None, r"^the local folder /.* holds no weights"),
         (["a.pth"], "../a.pth", r"filename='\.\./a\.pth' leads out of it and is refused"),
         (["a.pth"], "/etc/passwd", "leads out of it and is refused"),
         (["a.pth"], "sub\\..\\..\\a.pth", "leads out of it and is refused"),
@@ -372,6 +410,109 @@ def test_endings_in_capitals(tmp_path):
     assert load(tmp_path).source == str(tmp_path / "A.PTH")
 
 
+def test_a_config_belongs_to_model_safetensors_where_that_is_there(tmp_path):
+    folder = folder_of(fv.make_flexible(build(), policy="temporal"), tmp_path / "ck")
+    save(build(num_classes=7), folder / "epoch9.pth")
+    for model in (load(folder / "epoch9.pth"), load(folder, filename="epoch9.pth")):
+        assert (type(model), model.num_classes) == (fv.VideoMamba, 7)
+    (folder / "model.safetensors").unlink()
+    message = (
+        rf"^{folder}/config\.json says num_classes = 5, but the tensors of {folder}/epoch9\.pth are of a"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_policy_of_a_config_beside_raw_weights(tmp_path):
+    save(build(), tmp_path / "snake.pth")
+    (tmp_path / "config.json").write_text('{"library": "flexvideo", "policy": {"name": "temporal"}}')
+    for model in (load(tmp_path), load(tmp_path, filename="snake.pth"), load(tmp_path / "snake.pth")):
+        assert fv.flex_config(model)["policy"]["name"] == "temporal"
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load(""), "^The name of a checkpoint is empty"),
+        (lambda: load(" "), "^The name of a checkpoint is empty"),
+        (lambda: load(None), "^The name of a checkpoint must be a text or a path, got None"),
+        (lambda: load(3), "^The name of a checkpoint must be a text or a path, got 3"),
+        (lambda: load(b"m.pth"), "^The name of a checkpoint must be a text or a path, got b'm.pth'"),
+        (lambda: load(fv.list_pretrained()[0]), r"; give its name, 't16_k400_f8_res224'\.$"),
+        (lambda: load(".", filename=""), "^filename= must be a text that is not empty, or left out; got ''"),
+        (lambda: load(".", filename=Path("a")), "^filename= must be a text that is not empty, .* PosixPath"),
+        (lambda: load(".", revision=""), "^revision= must be a text that is not empty, or left out; got ''"),
+        (lambda: load(".", revision="v1"), r"^\. is here, and revision='v1' is for repositories of the Hub"),
+        (lambda: build().save_pretrained(""), "^The name of the folder to write is empty"),
+        (lambda: build().save_pretrained(None), "^The name of the folder to write must be a text or a path"),
+        (lambda: save(build(), ""), "^The name of the file to write is empty"),
+        (lambda: fv.convert("m.pth", ""), "^The name of the target is empty"),
+    ],
+)
+def test_names_that_are_none(tmp_path, monkeypatch, call, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        call()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("https://huggingface.co/me/x", "Did you mean 'me/x'?"),
+        ("huggingface.co/me/x/", "Did you mean 'me/x'?"),
+        ("hf://me/x", "Did you mean 'me/x'?"),
+        ("me/x/", "Did you mean 'me/x'?"),
+        (" me/x", "Did you mean 'me/x'?"),
+        ("me/x@v1", "Did you mean 'me/x' with revision='v1'?"),
+        ("me/x/model.safetensors", "Did you mean 'me/x' with filename='model.safetensors'?"),
+        ("me/x@0abc/v2/m.pth", "Did you mean 'me/x' with filename='v2/m.pth' and revision='0abc'?"),
+        (
+            "https://huggingface.co/me/x/resolve/v2/m.pth?download=true",
+            "Did you mean 'me/x' with filename='m.pth' and revision='v2'?",
+        ),
+        ("https://hf.co/me/x/blob/main/m.pth", "Did you mean 'me/x' with filename='m.pth'?"),
+        ("t16_k400_f8_res24", "Did you mean 't16_k400_f8_res224'?"),
+        ("T16-K400-F8-Res224", "Did you mean 't16_k400_f8_res224'?"),
+    ],
+)
+def test_names_that_are_nearly_right(name, hint):
+    with pytest.raises(CheckpointError) as error:
+        load(name)
+    assert str(error.value).endswith(f"no name in list_pretrained(). {hint}")
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("static_tokens", r"^Unknown policy 'static_tokens': .* Did you mean 'static-tokens'\?$"),
+        ("StaticTokens", r"Did you mean 'static-tokens'\?$"),
+        ({"policy": {"name": "temporal"}, "rule": "pi"}, r"make_flexible\(model, \*\*config\) takes both\.$"),
+    ],
+)
+def test_policies_that_are_nearly_right(policy, message):
+    with pytest.raises(ConfigError, match=message):
+        fv.make_flexible(build(), policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [("Papper", r"Did you mean 'paper'\?$"), ({"kernel": "pi"}, r"This one lacks antialias\.$")],
+)
+def test_rules_that_are_nearly_right(rule, message):
+    with pytest.raises(ConfigError, match=message):
+        fv.make_flexible(build(), rule=rule)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps", 999])
+def test_a_device_that_cannot_be_used(tmp_path, device):
+    with pytest.raises(ConfigError, match=rf"^Device {device!r} cannot be used here: .*\.$") as error:
+        load(tmp_path, device=device)
+    assert "\n" not in str(error.value)
+
+
 def test_a_name_that_ends_like_the_usual_one_is_another(tmp_path):
     folder = folder_of(fv.make_flexible(build(), policy="temporal"), tmp_path)
     save(fv.make_flexible(build(), policy="flex-all"), folder / "my_model.safetensors")
@@ -402,7 +543,8 @@ def test_a_file_takes_no_filename(tmp_path):
     [
         (
             {"model": {"num_classes": 9}},
-            "config.json says num_classes = 9, but the tensors are of a model with 5",
+            r"^/.*/config\.json says num_classes = 9, but the tensors of /.*/model\.safetensors are of a "
+            "model with 5: correct it, or keep the two in different folders",
         ),
         ({"model": {"patch_size": [8, 4]}}, r"config.json says patch_size = \[8, 4\], but .* with 8"),
         (
@@ -418,16 +560,17 @@ def test_a_file_takes_no_filename(tmp_path):
         ),
         (
             {"model": {"depth": 10**12}},
-            "config.json says depth = 1000000000000, but the tensors are of a model",
+            "config.json says depth = 1000000000000, but the tensors of",
         ),
         ({"architecture": "Vim"}, "architecture must be 'VideoMamba', found 'Vim'"),
         ({"model": 3}, "model must be an object, found 3"),
-        ({"labels": ["a", "b"]}, "config.json names 2 labels, but the head has 5 classes"),
+        ({"labels": ["a", "b"]}, r"config\.json has 2 labels, but the head of .* has 5 classes"),
         ({"labels": "abc"}, "labels must be a list of names, found 'abc'"),
         ({"mean": []}, r"mean must be a list of numbers, found \[\]"),
         ({"mean": [10**400, 0, 0]}, r"mean must be a list of numbers, found \[10+\.\.\."),
-        ({"std": [0, 1, 1]}, r"std must be as many numbers above 0 as mean, found \[0, 1, 1\]"),
-        ({"std": [1, 1]}, r"std must be as many numbers above 0 as mean, found \[1, 1\]"),
+        ({"std": [0, 1, 1]}, r"std must be a list of numbers above 0, found \[0, 1, 1\]"),
+        ({"std": [1, 1]}, r"config\.json has std = \[1\.0, 1\.0\], but .* takes 3 colour channels"),
+        ({"license": 3}, "license must be an identifier as the Hub spells it, .*, found 3"),
         ({"policy": {"name": "nope"}}, r"config.json: Unknown policy"),
         ({"rule": "nope"}, r"config.json: Unknown rule"),
         ({"format": 2}, "has format 2, this version reads 1: upgrade flexvideo"),
@@ -510,16 +653,19 @@ def test_a_mislabelled_official_file_says_so(tmp_path):
 
 def test_describe_reads_shapes_only(tmp_path):
     model = fv.make_flexible(build(kernel_size=2), policy="flex-all", rule="paper")
+    model.labels, model.license, model.mean = ("run", "jump", "fall", "sit", "bow"), "mit", (0.5, 0.5, 0.5)
     text = str(describe(folder_of(model, tmp_path)))
     assert text.splitlines()[1:] == [
         "  model      VideoMamba custom, 2 layers of width 32",
         f"  parameters {sum(p.numel() for p in model.parameters()):,} (float32)",
         "  made for   4 frames of 32 x 32 pixels",
         "  patch      8 x 8 pixels, 2 frames deep",
-        "  classes    5",
+        "  classes    5: run, jump, fall, sit and 1 more",
+        "  mean; std  0.5, 0.5, 0.5; 0.229, 0.224, 0.225",
         "  can flex   patch kernel 8 x 8; spatial table 4 x 4; temporal table 2",
         f"  policy     {', '.join(f'{k} {v}' for k, v in fv.FlexAll().to_config().items())}",
         "  rule       kernel paper, antialias False",
+        "  licence    mit",
     ]
 
 

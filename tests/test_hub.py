@@ -27,7 +27,7 @@ from hub_server import READER, STRANGER, WRITER, Fault, HubServer
 from small import SIZES, build, clip
 
 import flexvideo as fv
-from flexvideo.errors import CheckpointError, CheckpointWarning, HubError
+from flexvideo.errors import CheckpointError, CheckpointWarning, ConfigError, HubError
 
 # The client of this version passes open files in a way that its own HTTP library calls outdated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -110,6 +110,7 @@ def test_a_folder_has_the_hubs_three_files(flexible, tmp_path):
 
 def test_the_card_tells_facts_and_three_lines_of_use(flexible, tmp_path):
     flexible.mean = (0.5, 0.5, 0.5)
+    fv.make_flexible(flexible, policy=fv.FlexAll(frames=(4, 8), sizes=((32, 48), 64)))
     rows = [{"frames": 8, "size": 96, "top1": 0.81251}, {"frames": 16, "size": 96, "note": "a|b"}]
     (tmp_path / "r.json").write_text(json.dumps(rows))
     flexible.save_pretrained(tmp_path / "m", repo_id="me/m", results=tmp_path / "r.json", license="mit")
@@ -118,8 +119,8 @@ def test_the_card_tells_facts_and_three_lines_of_use(flexible, tmp_path):
     for line in (
         "| base geometry | 4 x 32 x 32 |",
         "| policy | flex-all |",
-        "| sizes the policy draws in training | 32, 48 |",
-        "| resampling rule | pi, true |",
+        "| sizes the policy draws in training | 32 x 48, 64 |",
+        "| resampling rule | pi, antialiased |",
         "| mean, std | 0.5, 0.5, 0.5; 0.229, 0.224, 0.225 |",
         'model = fv.load("me/m")',
         'fv.read_clip("video.mp4", frames=4, size=32, mean=model.mean, std=model.std)',
@@ -278,7 +279,7 @@ def test_another_model_goes_to_the_hub_by_its_own_way_and_its_policy_beside_it(h
     kind = type("Theirs", (Theirs, PyTorchModelHubMixin), {})
     model = kind(width=8)
     plan = fv.plan_for(model, size=32)
-    plan = replace(plan, tables=(*plan.tables, fv.Table("pos_embed", axes="space")))
+    plan = replace(plan, tables=(fv.Table("pos_embed", axes="space"),))
     fv.make_flexible(model, policy="static-patch", rule="pi", plan=plan)
     model.push_to_hub("writer/theirs", token=WRITER)
     HfApi(token=WRITER).upload_file(
@@ -454,7 +455,9 @@ def test_what_holds_a_token_does_not_print_it():
 
 def test_a_gated_repository_says_so(hub, flexible, tmp_path):
     hub.add("me/gated", saved(flexible, tmp_path / "m"), gated=True)
-    with pytest.raises(HubError, match=r"me/gated/model\.safetensors is gated: accept its terms on http"):
+    with pytest.raises(
+        HubError, match=r"me/gated/model\.safetensors is gated: accept its terms on http\S+/me/gated,"
+    ):
         fv.load("me/gated", token=READER)
 
 
@@ -464,7 +467,7 @@ def test_a_gated_repository_says_so(hub, flexible, tmp_path):
         (
             ("someone/none", {}),
             HubError,
-            r"^someone/none is not on http://127\.0\.0\.1:\d+, or is private: check",
+            r"^someone/none is not on http://127\.0\.0\.1:\d+, or is private: check .* There is no file or ",
         ),
         ((REPO, {"revision": "v9"}), HubError, r"^someone/stretchy has no revision 'v9'\.$"),
         (
@@ -507,6 +510,56 @@ def test_a_pickle_with_code_from_the_hub_is_refused(hub, tmp_path):
     with pytest.raises(CheckpointError, match=r"w\.pth is refused: its pickle calls \w+\.mkdir"):
         fv.load("me/evil")
     assert not (tmp_path / "was_here").exists()
+
+
+def test_a_damaged_file_from_the_hub_is_called_by_its_name_there(hub, tmp_path):
+    sha = hub.add("me/broken", {"w.pth": b"hello, world", "config.json": b"{"})
+    with pytest.raises(
+        CheckpointError, match=rf"^me/broken@{sha}/w\.pth: {tmp_path}/.* is no weight file: it"
+    ):
+        fv.load("me/broken")
+    sha = hub.add("me/broken", {"w.pth": bare(build(), tmp_path / "w.pth"), "config.json": b"{"})
+    with pytest.raises(CheckpointError, match=rf"^me/broken@{sha}/config\.json is not JSON"):
+        fv.load("me/broken")
+
+
+@pytest.mark.parametrize("name", ["t16_k400_f8_res224", "videomamba_t16_k400_f8_res224"])
+def test_short_names_of_files_in_the_official_repository(hub, tmp_path, name):
+    content = bare(build(), tmp_path / "w.pth")
+    hub.add("OpenGVLab/VideoMamba", {"videomamba_t16_k400_f8_res224.pth": content, "x.pth": b"other"})
+    model = fv.load("OpenGVLab/VideoMamba", filename=name)
+    assert model.source.endswith("/videomamba_t16_k400_f8_res224.pth")
+
+
+def test_where_a_model_came_from_says_how_to_load_it_again(hub, published):
+    with pytest.raises(CheckpointError) as error:
+        fv.load(f"{REPO}@{published}/model.safetensors")
+    expected = f"Did you mean '{REPO}' with filename='model.safetensors' and revision='{published}'?"
+    assert str(error.value).endswith(expected)
+
+
+def test_a_config_of_other_weights_on_the_hub_is_left_alone(hub, flexible, tmp_path):
+    files = saved(flexible, tmp_path / "m") | {"epoch9.pth": bare(build(num_classes=7), tmp_path / "w.pth")}
+    hub.add("me/both", files)
+    for local_files_only in (False, True):
+        model = fv.load("me/both", filename="epoch9.pth", local_files_only=local_files_only)
+        assert (type(model), model.num_classes, model.labels) == (fv.VideoMamba, 7, None)
+        fv.load("me/both")  # for the cache to have config.json
+
+
+def test_policy_of_a_config_beside_raw_weights_on_the_hub(hub, tmp_path):
+    config = b'{"library": "flexvideo", "policy": {"name": "temporal"}}'
+    hub.add("authors/snake", {"snake.pth": bare(build(), tmp_path / "w.pth"), "config.json": config})
+    for filename in (None, "snake.pth"):
+        assert fv.flex_config(fv.load("authors/snake", filename=filename))["policy"]["name"] == "temporal"
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:8080", "huggingface.co", "ftp://h"])
+def test_an_address_of_the_hub_that_is_none(hub, flexible, monkeypatch, endpoint):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    for call in (lambda: fv.load(REPO), lambda: flexible.push_to_hub(REPO, token=WRITER)):
+        with pytest.raises(HubError, match=rf"^HF_ENDPOINT is '{endpoint}': it must begin with http:// or"):
+            call()
 
 
 def test_a_pointer_committed_in_place_of_the_weights(hub, monkeypatch):
@@ -578,14 +631,15 @@ def test_offline_takes_the_cache_and_asks_nobody(hub, published, flexible, monke
     if how == "HF_HUB_OFFLINE":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     only = how == "argument"
+    why = "local_files_only=True" if only else "HF_HUB_OFFLINE is set"
     model = fv.load(REPO, local_files_only=only)
     assert model.source == f"{REPO}@{published}/model.safetensors"
     assert fv.load(REPO, revision=published, local_files_only=only).source == model.source
     assert torch.equal(model(clip()), flexible(clip()))
     for name, options in (("someone/none", {}), (REPO, {"revision": "v9"})):
-        with pytest.raises(HubError, match=r"is not in the cache.*only the cache was to be asked"):
+        with pytest.raises(HubError, match=rf"is not in the cache.*the cache was to be asked \({why}\)"):
             fv.load(name, local_files_only=only, **options)
-    with pytest.raises(HubError, match=r"has no file w\.pth in the cache"):
+    with pytest.raises(HubError, match=rf"has no file w\.pth in the cache, .* \({why}\)"):
         fv.load(REPO, filename="w.pth", local_files_only=only)
     assert hub.seen == []
 
@@ -727,7 +781,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(hub, published, tmp_path
 def test_a_cache_that_cannot_be(hub, published, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
-        HubError, match=r"^someone/stretchy/model\.safetensors cannot be stored: Not a directory\.$"
+        HubError,
+        match=r"^someone/stretchy/model\.safetensors cannot be stored as /.*/file/.*: Not a directory\.$",
     ):
         fv.load(REPO, cache_dir=tmp_path / "file")
     assert len(hub.requests("/content/")) == 0
@@ -755,6 +810,11 @@ def test_a_proxy_that_answers_with_a_page_of_its_own(hub, published):
             "did not arrive from http://h: ConnectionError: /f broke.",
         ),
         (KeyError("id"), False, "did not arrive from http://h: KeyError: 'id'."),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "/proc/x"),
+            False,
+            "cannot be stored as /proc/x: No such file.",
+        ),
         (TimeoutError(), True, "did not arrive from http://h: TimeoutError: no reason given."),
     ],
     ids=lambda value: type(value).__name__,
@@ -785,6 +845,112 @@ def test_push_makes_the_repository_and_load_gives_the_model_back(hub, flexible):
 def test_pushing_the_same_again_changes_nothing(hub, flexible):
     first = flexible.push_to_hub("writer/mine", token=WRITER)
     assert flexible.push_to_hub("writer/mine", token=WRITER) == first
+
+
+def card_of(hub: HubServer, repo_id: str) -> str:
+    repo = hub.repos[repo_id]
+    return repo.commits[repo.refs["main"]]["README.md"].decode()
+
+
+def test_a_licence_is_kept_on_every_way(hub, flexible, tmp_path):
+    flexible.push_to_hub("writer/mine", token=WRITER, license="apache-2.0")
+    flexible.push_to_hub("writer/mine", token=WRITER)
+    assert card_of(hub, "writer/mine").startswith("---\nlicense: apache-2.0\n")
+    model = fv.load("writer/mine")
+    assert model.license == "apache-2.0"
+    model.push_to_hub("writer/other", token=WRITER)
+    assert "license: apache-2.0\n" in card_of(hub, "writer/other")
+    fv.convert("writer/other", tmp_path / "m.safetensors")
+    fv.convert(tmp_path / "m.safetensors", tmp_path / "m")
+    assert "license: apache-2.0\n" in (tmp_path / "m/README.md").read_text()
+    build().save_pretrained(tmp_path / "m")
+    assert fv.load(tmp_path / "m").license == "apache-2.0"
+    model.save_pretrained(tmp_path / "m", license="mit")
+    assert fv.load(tmp_path / "m").license == "mit"
+    expected = (
+        rf"^README\.md of {tmp_path / 'm'} says license mit, the model carries apache-2\.0, which is written"
+    )
+    with pytest.warns(CheckpointWarning, match=expected):
+        model.save_pretrained(tmp_path / "m")
+
+
+def test_a_licence_for_a_card_that_somebody_wrote_is_not_dropped_in_silence(hub, flexible, tmp_path):
+    (tmp_path / "README.md").write_text("# Mine\n")
+    hub.add("writer/mine", {"README.md": b"# Mine\n"})
+    expected = r"^README\.md of {} stays as somebody wrote it: write `license: mit` there yourself\.$"
+    with pytest.warns(CheckpointWarning, match=expected.format(tmp_path)):
+        flexible.save_pretrained(tmp_path, license="mit")
+    with pytest.warns(CheckpointWarning, match=expected.format("writer/mine")):
+        flexible.push_to_hub("writer/mine", token=WRITER, license="mit")
+    assert fv.load(tmp_path).license == fv.load("writer/mine").license == "mit"
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    flexible.save_pretrained(tmp_path, license="mit")
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("license", ["MIT License", "", "Apache-2.0", "mit\ntags: [x]", 3, ["mit"]])
+def test_a_licence_that_is_no_identifier(hub, flexible, tmp_path, license):
+    for call in (
+        lambda: flexible.save_pretrained(tmp_path / "m", license=license),
+        lambda: flexible.push_to_hub("writer/mine", token=WRITER, license=license),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"^license must be an identifier as the Hub spells it, such as 'ap"
+        ):
+            call()
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_nothing_goes_to_a_repository_that_is_public_against_the_callers_word(hub, flexible, private):
+    before = hub.add("writer/mine", {"README.md": b"# Mine\n"}, private=not private)
+    kind = "public" if private else "private"
+    message = f"^writer/mine is there already and is {kind}, against private={private}: nothing was uploaded"
+    with pytest.raises(HubError, match=message):
+        flexible.push_to_hub("writer/mine", token=WRITER, private=private)
+    assert hub.repos["writer/mine"].refs == {"main": before}
+    assert hub.requests("/preupload/") == []
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("name", [None, "", 3])
+def test_push_to_no_name(hub, flexible, name):
+    with pytest.raises(HubError, match=r"^repo_id must be the name of a repository \(owner/name\), got"):
+        flexible.push_to_hub(name, token=WRITER)
+
+
+def test_a_config_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "config.json").write_text('{"lr": 1}')
+    with pytest.raises(
+        CheckpointError, match=r"config\.json is of something else than flexvideo and would be lost"
+    ):
+        build().save_pretrained(tmp_path)
+    build().save_pretrained(tmp_path / "m")
+    with pytest.raises(ConfigError, match=r"is there already: give another target, or overwrite=True"):
+        fv.convert(tmp_path / "m", tmp_path)
+    assert (tmp_path / "config.json").read_text() == '{"lr": 1}'
+    assert not (tmp_path / "model.safetensors").exists()
+    fv.convert(tmp_path / "m", tmp_path, overwrite=True)
+    assert torch.equal(fv.load(tmp_path)(clip()), build()(clip()))
+    for name in ("m.pth", "m.safetensors"):
+        (tmp_path / name).write_bytes(b"old")
+        with pytest.raises(ConfigError, match=rf"{name} is there already"):
+            fv.convert(tmp_path / "m", tmp_path / name)
+        assert (tmp_path / name).read_bytes() == b"old"
+
+
+def test_a_file_and_a_folder_are_told_apart(tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"out\.safetensors has the name of a file, and this writes a folder"
+    ):
+        build().save_pretrained(tmp_path / "out.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"qdir ends in none of \.safetensors, .*save_pretrained a folder\.$"
+    ):
+        fv.save(build(), tmp_path / "qdir")
+    with pytest.raises(CheckpointError, match="on meta without all of its values here"):
+        build().to("meta").save_pretrained(tmp_path / "empty")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_push_leaves_a_card_that_somebody_wrote(hub, flexible):
@@ -825,7 +991,8 @@ def test_saving_can_push_too_with_the_stored_token(hub, flexible, tmp_path):
 @pytest.mark.parametrize(
     ("token", "message"),
     [
-        (None, r"writer/mine \(upload\).*(refuses the token|is not on)"),
+        (None, r"^writer/mine \(upload\) needs a token, and there is none: log in with `hf auth login`, set"),
+        (True, r"^token=True needs a token, and there is none: log in with `hf auth login`, set HF_TOKEN or"),
         (READER, r"denies access: the token lacks the right \(status 403\)\.$"),
     ],
 )
@@ -864,7 +1031,7 @@ def test_the_readme_does_what_it_says(hub, flexible, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "no_token").write_text(WRITER)
     weights = bare(build(), tmp_path / "w.pth")
-    hub.add("me/my-flexible-videomamba", saved(flexible, tmp_path / "m"))
+    hub.add("me/my-flexible-videomamba", saved(flexible, tmp_path / "m"), private=True)
     hub.add("OpenGVLab/VideoMamba", {"videomamba_m16_k400_mask_ft_f16_res224.pth": weights, "x.pth": b""})
     hub.add("owner/name", {"weights.pth": weights, "optimizer.pt": b""})
     section = (ROOT / "README.md").read_text().partition("## Weights on the Hub")[2].partition("\n## ")[0]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from flexvideo.official import list_pretrained, pretrained
+from flexvideo.official import KNOWN_DEFECTS, list_pretrained, pretrained
 
 
 def test_the_table_has_the_files_of_the_model_zoo():
@@ -64,3 +64,11 @@ def test_names_with_and_without_what_all_of_them_share():
 
 def test_unknown_names():
     assert pretrained("m16_k400_f128_res224") is None
+
+
+def test_the_table_is_shown_a_file_a_line():
+    lines = repr(list_pretrained()).splitlines()
+    assert len(lines) == 63
+    assert lines[0] == "t16_k400_f8_res224                tiny    8 x 224 x 224, 400 classes, video"
+    (mislabelled,) = (line for line in lines if line.startswith("m16_breakfast_mask_ft_f64"))
+    assert mislabelled.endswith("masked fine-tuning, " + KNOWN_DEFECTS["m16_breakfast_mask_ft_f64_res224"])

@@ -5,6 +5,7 @@ ends in exit code 1.
 """
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from flexvideo import __version__
 from flexvideo.cli import checkpoints, demo, evaluate, train, videos
+from flexvideo.cli.shared import in_options
 from flexvideo.errors import FlexVideoError
 
 FAMILIES = (demo, checkpoints, videos, train, evaluate)
@@ -25,9 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_warning
-            return options.run(options) or 0
+            code = options.run(options) or 0
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:  # whoever read the output, such as `head`, has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 141
     except (FlexVideoError, OSError) as error:
-        print(f"flexvideo {options.command}: {error}", file=sys.stderr)
+        print(f"flexvideo {options.command}: {in_options(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nflexvideo {options.command}: interrupted.", file=sys.stderr)
@@ -35,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    tqdm.write(f"note: {message}", file=sys.stderr)
+    tqdm.write(f"note: {in_options(str(message))}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

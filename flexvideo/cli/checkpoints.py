@@ -1,17 +1,10 @@
 """Commands about checkpoints: `info`, `convert`."""
 
-import re
-from pathlib import Path
-
 from flexvideo.checkpoints import describe
 from flexvideo.cli.shared import Commands, Options, command, name, source_arguments
 from flexvideo.data.records import plural
-from flexvideo.errors import ConfigError
 from flexvideo.featurefile import feature_settings, holds_features, load_features
 from flexvideo.folder import convert
-from flexvideo.output import require_file
-from flexvideo.sources import CONFIG, WEIGHTS
-from flexvideo.weights import SUFFIXES
 
 INFO = """\
 Say what a checkpoint is: model, sizes, classes, and what of it can flex.
@@ -54,21 +47,11 @@ def _in_words(value: object) -> str:
 
 
 def _convert(options: Options) -> None:
-    _require_target(options.target, force=options.force)
-    source = convert(options.checkpoint, options.target, filename=options.filename, revision=options.revision)
+    source = convert(
+        options.checkpoint,
+        options.target,
+        filename=options.filename,
+        revision=options.revision,
+        overwrite=options.force,
+    )
     print(f"wrote {options.target} from {source}")
-
-
-def _require_target(target: str, *, force: bool) -> None:
-    """Refuse what is likely a slip: a mistyped ending, a model that is there already."""
-    path = Path(target)
-    if path.suffix in SUFFIXES:
-        taken = require_file(path).exists()
-    elif re.fullmatch(r"\.[A-Za-z]\w*", path.suffix) and not target.endswith("/") and not path.is_dir():
-        raise ConfigError(
-            f"{target} ends in none of {', '.join(SUFFIXES)}: for a folder of that name, write {target}/."
-        )
-    else:
-        taken = any((path / part).exists() for part in (WEIGHTS, CONFIG))
-    if taken and not force:
-        raise ConfigError(f"{target} is there already: name another DST, or write over it with --force.")

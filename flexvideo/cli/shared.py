@@ -1,6 +1,7 @@
 """What commands share: how one is registered, the arguments of several, the device, the progress bar."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,16 +11,30 @@ import torch
 from tqdm import tqdm
 
 from flexvideo.checkpoints import load
-from flexvideo.errors import ConfigError
+from flexvideo.devices import usable_device
 from flexvideo.models import VideoMamba
 from flexvideo.policy import POLICIES
 from flexvideo.resample import RULES
 
 Options = argparse.Namespace
 Commands = argparse._SubParsersAction
+Parser = argparse._ActionsContainer  # a parser, or a group of its arguments
 Progress = Callable[[int, int], None]
 
-CHECKPOINT = "a file, a folder, or OWNER/NAME on the Hub"
+CHECKPOINT = "a file, a folder, or OWNER/NAME on the Hub (HF_TOKEN for private ones)"
+
+
+def in_options(message: str) -> str:
+    """A message of the library in the words of the command line.
+
+    Example:
+        >>> in_options("m holds 2 weight files, a.pth, b.pth: pass filename=.")
+        'm holds 2 weight files, a.pth, b.pth: pass --filename.'
+    """
+    message = message.replace(", set HF_TOKEN or pass token=", " or set HF_TOKEN")
+    message = message.replace("overwrite=True", "--force")
+    message = re.sub(r"\b(filename|revision)=(?=')", r"--\1 ", message)
+    return re.sub(r"\b(filename|revision)=", r"--\1", message)
 
 
 def name(text: str) -> str:
@@ -57,38 +72,38 @@ def command(
     return parser
 
 
-def checkpoint_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def checkpoint_arguments(parser: Parser, *, required: bool = True) -> None:
     """Add `--checkpoint`, `--filename` and `--revision`, which `load_model` reads."""
     parser.add_argument("--checkpoint", required=required, type=name, metavar="CHECKPOINT", help=CHECKPOINT)
     _place_arguments(parser)
 
 
-def source_arguments(parser: argparse.ArgumentParser) -> None:
+def source_arguments(parser: Parser) -> None:
     """Add the checkpoint as the first argument, for commands that are about it: `options.checkpoint`."""
     parser.add_argument("checkpoint", type=name, metavar="CHECKPOINT", help=CHECKPOINT)
     _place_arguments(parser)
 
 
-def _place_arguments(parser: argparse.ArgumentParser) -> None:
+def _place_arguments(parser: Parser) -> None:
     parser.add_argument("--filename", metavar="F", help="which file of a folder or repository")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a repository")
 
 
-def policy_argument(parser: argparse.ArgumentParser) -> None:
+def policy_argument(parser: Parser) -> None:
     """Add `--policy`."""
     parser.add_argument(
         "--policy", choices=list(POLICIES), help="default: the checkpoint's, or static-tokens"
     )
 
 
-def rule_argument(parser: argparse.ArgumentParser) -> None:
+def rule_argument(parser: Parser) -> None:
     """Add `--rule`."""
     parser.add_argument(
         "--rule", choices=list(RULES), help="how to resample (default: the checkpoint's, or auto)"
     )
 
 
-def clip_arguments(parser: argparse.ArgumentParser, *, frames: int = 16, size: int = 224) -> None:
+def clip_arguments(parser: Parser, *, frames: int = 16, size: int = 224) -> None:
     """Add `--frames` and `--size` of a clip."""
     parser.add_argument(
         "--frames", type=int, default=frames, metavar="T", help="frames a clip (default: %(default)s)"
@@ -98,7 +113,7 @@ def clip_arguments(parser: argparse.ArgumentParser, *, frames: int = 16, size: i
     )
 
 
-def device_argument(parser: argparse.ArgumentParser) -> None:
+def device_argument(parser: Parser) -> None:
     """Add `--device`, which `device_of` reads."""
     parser.add_argument("--device", metavar="D", help="cpu, cuda, ... (default: cuda where there is one)")
 
@@ -111,11 +126,7 @@ def device_of(options: Options) -> torch.device:
     """
     if options.device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=options.device).device
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ConfigError(f"Device {options.device!r} cannot be used here: {reason}.") from error
+    return usable_device(options.device)
 
 
 def load_model(

@@ -21,12 +21,14 @@ class HubMixin:
         labels: class names in the order of the head's rows; None when unknown. Assign before saving.
         mean: of the colour channels of training frames in [0, 1]; what `read_clip` takes.
         std: of the colour channels of training frames.
+        license: identifier of the weights' licence as the Hub spells it; None when unknown.
         source: where `flexvideo.load` found the weights: a path, or repository, commit and file.
     """
 
     labels: tuple[str, ...] | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    license: str | None = None
     source: str | None = None
 
     @classmethod
@@ -96,13 +98,16 @@ class HubMixin:
             push_to_hub: upload the model too, with the stored token; `push_to_hub` takes another.
             results: measurements for the card, as data or as a JSON file; kept as results.json, which is
                 taken for them where it is there and the weights are not new.
-            license: identifier of the weights' licence as the Hub spells it, for the card.
+            license: identifier of the weights' licence as the Hub spells it, such as "apache-2.0"; the one
+                that the model was loaded with, or that the card in the folder names, by default.
 
         Returns:
             Address of the commit, of what was uploaded.
 
         Raises:
-            CheckpointError: the folder cannot be written, or `results` cannot be read.
+            CheckpointError: the folder cannot be written, holds a config.json of something else, or `results`
+                cannot be read.
+            ConfigError: a `license` that is no identifier.
             HubError: as `push_to_hub` raises it.
         """
         from flexvideo.folder import save_folder
@@ -131,7 +136,8 @@ class HubMixin:
         Args:
             repo_id: "owner/name"; made when it is not there.
             commit_message: of the commit.
-            private: whether a new repository is private; the owner's default when None.
+            private: whether a new repository is private; the owner's default when None. One that is there
+                must be so already.
             token: of the Hub; the stored one by default.
             branch: to commit to, made when it is not there; "main" by default.
             create_pr: open a pull request instead of committing to the branch.
@@ -142,7 +148,8 @@ class HubMixin:
             Address of the commit.
 
         Raises:
-            HubError: the Hub refuses or cannot be reached.
+            HubError: the Hub refuses or cannot be reached, or `private` is not what the repository is.
+            ConfigError: as in `save_pretrained`.
         """
         from flexvideo.models import VideoMamba
         from flexvideo.upload import push
