@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from flexvideo.errors import PlanError, UnsupportedModelError
+from flexvideo.errors import PlanError, UnsupportedModelError, brief
 from flexvideo.families import find
 from flexvideo.hosts import takes_patch
 from flexvideo.layers import FLEXIBLE_LAYERS
@@ -66,6 +66,8 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
         PlanError: a name that is not there, or a tensor of another size than the plan says.
         UnsupportedModelError: a wrapped or parametrized model.
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"`plan` must be a Plan, as plan_for(model) returns it; got {brief(plan)}.")
     check_plain(model)
     if not plan.entries or not (plan.patch_embeds or plan.channels):
         raise PlanError(
@@ -85,6 +87,12 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
             )
     for table in plan.tables:
         _check_table(model, table, plan)
+    for name in plan.fixed:
+        if not _is_stored(model, name):
+            raise PlanError(
+                f"{_class(model)} stores nothing at `{name}`, which is in the plan's fixed; "
+                f"{_there(model, name)}."
+            )
     for entry in plan.entries:
         _check_entry(model, entry)
 
@@ -113,16 +121,16 @@ def _check_patch_embed(model: nn.Module, path: str, plan: Plan) -> None:
         raise PlanError(f"{_class(model)} has no module `{path}`; {_there(model, path)}.")
     check_plain(model, path)
     kind = type(layer)
-    if layer._parameters.get("weight") is None:
-        raise UnsupportedModelError(
-            f"The weight of `{path}` is computed by a hook (weight_norm, spectral_norm or pruning): remove "
-            "the hook first, then call make_flexible."
-        )
     if kind not in FLEXIBLE_LAYERS:
         raise UnsupportedModelError(
             f"`{path}` is a {kind.__name__}; a patch embedding must be exactly one of "
             f"{', '.join(known.__name__ for known in FLEXIBLE_LAYERS)}: a subclass may compute something "
             "else."
+        )
+    if layer._parameters.get("weight") is None:
+        raise UnsupportedModelError(
+            f"The weight of `{path}` is computed by a hook (weight_norm, spectral_norm or pruning): remove "
+            "the hook first, then call make_flexible."
         )
     problem = _linear_problem(layer, plan) if isinstance(layer, nn.Linear) else _conv_problem(layer, plan)
     if problem:
@@ -194,6 +202,17 @@ def _owner(model: nn.Module, path: str) -> str:
     while owner and not isinstance(find(model, owner), nn.Module):
         owner = owner.rpartition(".")[0]
     return owner
+
+
+def _is_stored(model: nn.Module, path: str) -> bool:
+    """Whether a module stores an attribute, or an entry of a configuration in one, whatever its value."""
+    owner = _owner(model, path)
+    name, _, key = path.removeprefix(f"{owner}.").partition(".")
+    module = model.get_submodule(owner)
+    if not key:
+        return name in {*vars(module), *_stored_names(module)}
+    inside = vars(module).get(name)
+    return key in (inside if isinstance(inside, dict) else getattr(inside, "__dict__", {}))
 
 
 def _there(model: nn.Module, path: str) -> str:

@@ -60,7 +60,7 @@ def _vit(host: nn.Module) -> Plan:
         state=cached_sizes(host, "patch_embed", base),
         entries=tuple(name for name in entries if hasattr(host, name)),
         layout="bchw",
-        fixed=counts,
+        fixed=tuple(name for name in counts if find(host, name) is not None),
         baked=tuple(State(name, size_built_with) for name in recorded),
     )
 
@@ -99,7 +99,7 @@ def eva(host: nn.Module) -> Plan | None:
     return replace(
         plan,
         state=(*plan.state, *((State("rope.get_embed", rotary_at_grid),) if built else ())),
-        fixed=(*plan.fixed, *(f"rope.{name}" for name in sizes)),
+        fixed=(*plan.fixed, *(f"rope.{name}" for name in sizes if hasattr(host.rope, name))),
     )
 
 

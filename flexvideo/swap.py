@@ -38,7 +38,8 @@ def make_flexible(
     Its patch embedding and tables of positions are resampled inside every forward, from the parameters as
     they are, so that gradients reach them at their own shapes; at the sizes that the model was built for,
     the forward is the original one to the bit. Entry points also take `patch=`, pixels, for that call.
-    On a flexible model the call changes the policy or the rule and nothing else.
+    On a flexible model the call changes the policy or the rule and nothing else. `verify(model, plan=plan)`
+    tries a plan out beforehand.
 
     To compile, compile the blocks: `for block in model.layers: block.compile(dynamic=True)` makes two graphs
     for all geometries. `torch.compile(model)` makes one graph a geometry and stops at its recompile limit.
@@ -74,9 +75,9 @@ def make_flexible(
     new_rule = None if rule is None else Rule.of(rule)
     if flex is None:
         plan = plan_for(model) if plan is None else plan
-        plan = plan if new_rule is None else replace(plan, rule=new_rule)
         check_plan(model, plan)
         check_settled(model, plan)
+        plan = plan if new_rule is None else replace(plan, rule=new_rule)
         new_policy = new_policy or policy_of("static-tokens")
         check_policy(plan, new_policy)
         _swap(model, plan, new_policy)

@@ -12,11 +12,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from flexvideo.active import Flex, flex_of, flex_within
+from flexvideo.check import check_plan
 from flexvideo.discover import plan_for
 from flexvideo.errors import FlexVideoError, PlanError, UnsupportedModelError
 from flexvideo.geometry import Geometry, as_pair
+from flexvideo.listing import times
 from flexvideo.plan import Plan, Table
 from flexvideo.swap import make_flexible, restore
+from flexvideo.unsettled import check_settled
+
+_PLAINLY = (
+    "Correct the plan's base, layout or channels; for a model that takes more than a clip give `call`, as in "
+    "verify(model, call=lambda model, clip: model(clip, ...))."
+)
+_AT_BASE = "A State or a Table of the plan is not what the model needs."
+_ELSEWHERE = "Something that depends on the size of the clip is missing from the plan, or wrong in it."
 
 
 def verify(
@@ -43,7 +53,8 @@ def verify(
 
     Raises:
         PlanError: what went wrong, and what it says about the plan.
-        UnsupportedModelError: a model that is flexible already.
+        GeometryError: another clip that the model cannot be given.
+        UnsupportedModelError: a model that make_flexible refuses, or that is flexible already.
 
     Example:
         >>> from flexvideo import VideoMamba
@@ -54,6 +65,8 @@ def verify(
             f"{type(model).__name__} is flexible already: restore(model) first, then verify it."
         )
     plan = plan_for(model) if plan is None else plan
+    check_plan(model, plan)
+    check_settled(model, plan)
     read: set[str] = set()
     watched = tuple(
         _Watched(**{each.name: getattr(table, each.name) for each in fields(table)}, read=read)
@@ -63,12 +76,12 @@ def verify(
         base = _base(plan)
         clip = _clip(model, plan, base.frames, base.height, base.width)
         with _Resizes() as plainly:
-            expected = _outputs(call, model, clip)
+            expected = _run(call, model, clip, f"Given {_shown(clip, plan)} the plain model fails", _PLAINLY)
         policy = "static-patch" if "static-patch" in plan.policies else plan.policies[0]
         make_flexible(model, plan=replace(plan, tables=watched), policy=policy)
         try:
             with _Resizes():  # as before: torch leaves its fused layers out while something watches
-                found = _outputs(call, model, clip)
+                found = _run(call, model, clip, "At its base the flexible model fails", _AT_BASE)
             _compare(expected, found, plan)
             _try_other(model, plan, (frames, size), call, plainly.count)
         finally:
@@ -102,14 +115,7 @@ def _try_other(
     at = f"At {frames}{other.height} x {other.width} px"
     try:
         with _Resizes() as mode:
-            outputs = _outputs(call, model, clip)
-    except FlexVideoError:
-        raise
-    except Exception as error:
-        raise PlanError(
-            f"{at} the forward failed: {type(error).__name__}: {error}. Something "
-            "that depends on the size of the clip is missing from the plan, or wrong in it."
-        ) from error
+            outputs = _run(call, model, clip, f"{at} the forward failed", _ELSEWHERE)
     finally:
         for hook in hooks:
             hook.remove()
@@ -128,8 +134,8 @@ def _check_grids(grids: list[tuple[int, ...]], other: Geometry, at: str) -> None
         expected = (other.steps, *other.grid) if len(found) == 3 else other.grid
         if found != expected:
             raise PlanError(
-                f"{at} the patch embedding gives a grid of {_times(found)}, and the plan expects "
-                f"{_times(expected)}: correct the patch, tubelet, overlap, stem or pads of its base."
+                f"{at} the patch embedding gives a grid of {times(found)}, and the plan expects "
+                f"{times(expected)}: correct the patch, tubelet, overlap, stem or pads of its base."
             )
 
 
@@ -168,9 +174,21 @@ def _clip(model: nn.Module, plan: Plan, frames: int, height: int, width: int) ->
     return clip.to(parameter.device, parameter.dtype)
 
 
-def _outputs(call: Callable[[nn.Module, Tensor], Any], model: nn.Module, clip: Tensor) -> list[Tensor]:
+def _shown(clip: Tensor, plan: Plan) -> str:
+    return f"a clip of shape {tuple(clip.shape)} ({plan.layout})"
+
+
+def _run(
+    call: Callable[[nn.Module, Tensor], Any], model: nn.Module, clip: Tensor, failure: str, advice: str
+) -> list[Tensor]:
+    """Tensors that a call returns; an error of the model's own tells about the plan."""
     torch.manual_seed(0)
-    return [leaf for leaf in tree_leaves(call(model, clip)) if isinstance(leaf, Tensor)]
+    try:
+        return [leaf for leaf in tree_leaves(call(model, clip)) if isinstance(leaf, Tensor)]
+    except FlexVideoError:
+        raise
+    except Exception as error:
+        raise PlanError(f"{failure}: {type(error).__name__}: {error}. {advice}") from error
 
 
 @contextmanager
@@ -207,7 +225,3 @@ class _Watched(Table):
     def follow(self, value: Tensor, **sizes: Any) -> Tensor:
         self.read.add(self.name)
         return super().follow(value, **sizes)
-
-
-def _times(sizes: tuple[int, ...]) -> str:
-    return " x ".join(map(str, sizes))

@@ -364,6 +364,25 @@ class TestPlanThatDoesNotFit:
             fv.Table(**({"name": "pos", "axes": "space"} | change))
 
     @pytest.mark.unchecked
+    @pytest.mark.parametrize("call", [fv.make_flexible, fv.verify])
+    def test_what_is_no_plan(self, call: Callable[..., object]) -> None:
+        with pytest.raises(
+            PlanError, match=r"`plan` must be a Plan, as plan_for\(model\) returns it; got {'pos': 1}"
+        ):
+            call(Stranger(), plan={"pos": 1})
+
+    def test_values_that_only_the_model_can_tell(self) -> None:
+        for name in ("nope", "blocks.0.nope", "blocks.9.steps", "config.nope", "cls_token.nope"):
+            with pytest.raises(
+                PlanError, match=f"Stranger stores nothing at `{name}`, which is in the plan's fi"
+            ):
+                fv.make_flexible(Stranger(), plan=replace(self.GOOD, fixed=(name,)))
+        with pytest.raises(
+            UnsupportedModelError, match="`blocks` is a ModuleList; a patch embedding must be"
+        ):
+            fv.make_flexible(Stranger(), plan=replace(self.GOOD, patch_embeds=("blocks",)))
+
+    @pytest.mark.unchecked
     def test_values_of_a_state(self) -> None:
         with pytest.raises(
             PlanError, match=r"State 'size': `value` must be a function of the geometry .* got 4"

@@ -206,6 +206,59 @@ def test_unread_table_is_warned_of() -> None:
         fv.verify(model, plan=plan)
 
 
+class TestFailuresOfTheModel:
+    """Whatever the model itself raises arrives as a PlanError that says what to correct."""
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"patch_embeds": ()}, "at least one patch embedding"),
+            ({"patch_embeds": ("stm",)}, "Foreign has no module `stm`"),
+            ({"base": fv.Base(6, 40, 40, (8, 8))}, "`where` of shape .* does not fit its place in the plan"),
+            ({"base": fv.Base(6, 16, 16, (4, 4))}, "its kernel is 8 x 8"),
+            (
+                {"layout": "bcthw"},
+                r"^Given a clip of shape \(1, 3, 6, 32, 32\) \(bcthw\) the plain model fails: RuntimeEr.* "
+                r"Correct the plan's base, layout or channels; for a model that takes more than a clip give",
+            ),
+            (
+                {"channels": 4},
+                r"^Given a clip of shape \(1, 6, 4, 32, 32\) \(btchw\) the plain model fails: Run",
+            ),
+        ],
+    )
+    def test_wrong_plan(self, change: dict, message: str) -> None:
+        model = Foreign()
+        kinds = [type(module) for module in model.modules()]
+        with pytest.raises(PlanError, match=message):
+            fv.verify(model, plan=replace(FOREIGN, **change))
+        assert [type(module) for module in model.modules()] == kinds
+
+    def test_more_than_a_clip(self) -> None:
+        class Asking(Foreign):
+            def forward(self, clip: Tensor, words: Tensor) -> Tensor:
+                return super().forward(clip) + words
+
+        with pytest.raises(
+            PlanError, match=r"plain model fails: TypeError: .*'words'\. .* give `call`, as in veri"
+        ):
+            fv.verify(Asking(), plan=FOREIGN)
+        fv.verify(Asking(), plan=FOREIGN, call=lambda model, clip: model(clip, torch.ones(12)))
+
+    def test_of_the_flexible_model_at_its_base(self) -> None:
+        plan = replace(FOREIGN, state=(fv.State("grid_size", lambda geometry, stored: (3, 3)),))
+        with pytest.raises(
+            PlanError, match=r"^At its base the flexible model fails: RuntimeError: .* A State or"
+        ):
+            fv.verify(Foreign(), plan=plan)
+
+    def test_unsettled_sizes_are_refused_first(self) -> None:
+        with pytest.raises(
+            UnsupportedModelError, match=r"whether its forward reads them: grid_size = \(4, 4\)"
+        ):
+            fv.verify(Foreign(), plan=replace(FOREIGN, state=()))
+
+
 def test_flexible_already() -> None:
     with pytest.raises(UnsupportedModelError, match=r"is flexible already: restore\(model\) first"):
         fv.verify(fv.make_flexible(VisionMamba()))
