@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from _evidence_budget import budget, mean_clips
 from _evidence_data import TensorSource, drawn, load_start
 from _evidence_scale import Kind, Scale, drawn_set
 from torch import nn
@@ -20,8 +21,10 @@ from flexvideo.data.augment import Augment
 from flexvideo.data.motion import MotionSet, RenderedSet
 from flexvideo.data.posed import posed_clips
 from flexvideo.evaluate import Cell, NativeSize, cells, extract, linear_probe, retrieval, save_result
+from flexvideo.policy import Policy
 from flexvideo.train import TrainConfig, read_log, replace_head, train
 from flexvideo.train.pretrain import pretrain
+from flexvideo.train.setup import REFERENCE_CLIPS
 from flexvideo.weights import write_atomically
 
 FLEXIBLE = ("static-tokens", "static-patch", "temporal", "flexivit", "flex-all")
@@ -172,11 +175,10 @@ def _train(place: Place, kind: Kind, arm: Arm, seed: int, folder: Path) -> bool:
     model = load_start(place.out, place.device) if arm.start else build(place, seed=1000 + seed)
     torch.manual_seed(seed)
     replace_head(model, source.classes)
-    if arm.frames is not None:
-        fv.make_flexible(model, policy=fv.Temporal(frames=(arm.frames,)), rule=_PAPER)  # as it is measured
-    elif arm.policy is not None:
-        fv.make_flexible(model, policy=scale.policy(arm.policy, kind))
-    config = _config(scale, arm, seed, len(source))
+    if arm.policy is not None:
+        rule = None if arm.frames is None else _PAPER  # as it is measured
+        fv.make_flexible(model, policy=policy_of(scale, kind, arm), rule=rule)
+    config = config_of(scale, kind, arm, seed, len(source))
     found = train(
         model,
         source,
@@ -200,16 +202,24 @@ def _train(place: Place, kind: Kind, arm: Arm, seed: int, folder: Path) -> bool:
     return found.finished
 
 
-def _config(scale: Scale, arm: Arm, seed: int, clips: int) -> TrainConfig:
-    frames, size, patch = (scale.model[name] for name in ("num_frames", "img_size", "patch_size"))
-    at_once = scale.tokens // (frames * (size // patch) ** 2)
-    epochs = scale.epochs // _PARTS if arm.quarter else scale.epochs
+def policy_of(scale: Scale, kind: Kind, arm: Arm) -> Policy:
+    if arm.policy is not None and arm.frames is None:
+        return scale.policy(arm.policy, kind)
+    return fv.Temporal(frames=(arm.frames or scale.model["num_frames"],))
+
+
+def config_of(scale: Scale, kind: Kind, arm: Arm, seed: int, clips: int) -> TrainConfig:
+    """The recipe of an arm for so many clips: vanilla's, but for epochs, or for steps of as many tokens."""
+    policy, base, at_once = policy_of(scale, kind, arm), scale.base, scale.clips
+    tokens, epochs = scale.tokens, scale.epochs
+    if arm.quarter:
+        tokens, epochs = budget(policy, base, tokens=tokens, clips=at_once), epochs // _PARTS
     return TrainConfig(
         epochs=epochs,
         steps=None if arm.quarter else math.ceil(clips / at_once),
-        tokens=scale.tokens,
+        tokens=tokens,
         balanced=True,
-        lr=scale.lr,
+        lr=scale.lr * REFERENCE_CLIPS / mean_clips(policy, base, tokens=tokens),
         warmup_epochs=max(1, round(epochs * _WARMUP)),
         clip_norm=1.0,
         drop_path=0.1,

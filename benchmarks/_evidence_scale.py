@@ -9,6 +9,7 @@ import flexvideo as fv
 from flexvideo.data.mocap import MocapSet
 from flexvideo.data.motion import MotionSet, RenderedSet
 from flexvideo.evaluate import Cell, cells
+from flexvideo.geometry import Base
 from flexvideo.policy import Policy
 from flexvideo.train.pretrain import Pretraining
 
@@ -58,10 +59,10 @@ class Scale:
         drawn: frame sizes that flexible training draws from.
         sizes: frame sizes of the grid.
         flexivit: the one frame size of FlexiViT, and its patches.
-        patches: smallest and largest patch of flex-all.
+        patches: smallest and largest patch of flex-all; a larger one would leave a frame of 48 px one token.
         epochs: of vanilla training; flexible training has a quarter.
-        tokens: of an optimiser step.
-        lr: of training, for 256 clips a step.
+        tokens: of an optimiser step of vanilla's.
+        lr: highest, of every arm.
         queries: clips of each class that are asked for.
         gallery: clips of each class that are searched.
         start: recipe of the shared start.
@@ -85,16 +86,28 @@ class Scale:
     drawn: tuple[int, ...] = (48, 64, 112, 192)
     sizes: tuple[int, ...] = (48, 56, 64, 96, 112, 144, 192, 224)
     flexivit: tuple[int, tuple[int, ...]] = (120, (8, 10, 12, 15, 20, 24, 30, 40))
-    patches: tuple[int, int] = (12, 48)
+    patches: tuple[int, int] = (12, 32)
     epochs: int = 24
     tokens: int = 32 * 16 * 49
-    lr: float = 6e-3
+    lr: float = 7e-4
     queries: int = 40
     gallery: int = 30
     start: Pretraining = field(
         default_factory=lambda: Pretraining(steps=3000, lr=3e-3, warmup=200, bf16=True)
     )
     procedural: tuple[int, int] = (100, 10)
+
+    @property
+    def base(self) -> Base:
+        """What the model is built for."""
+        size, patch = self.model["img_size"], self.model["patch_size"]
+        return Base(frames=self.model["num_frames"], height=size, width=size, patch=(patch, patch))
+
+    @property
+    def clips(self) -> int:
+        """Clips of an optimiser step of vanilla's."""
+        frames, size, patch = (self.model[name] for name in ("num_frames", "img_size", "patch_size"))
+        return self.tokens // (frames * (size // patch) ** 2)
 
     def kind(self, name: str) -> Kind:
         return next(kind for kind in self.kinds if kind.name == name)

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import flexvideo as fv
 from flexvideo.data.mocap import Take
+from flexvideo.data.motion import MotionSet
+from flexvideo.data.sampler import StepSampler
 from flexvideo.data.skeleton import INDEX
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -102,6 +105,29 @@ def test_vanilla_comes_with_every_baseline():
             assert policy.name == name
 
 
+@pytest.mark.parametrize("kind", ["short", "long"])
+def test_arms_of_a_quarter_learn_as_vanilla_does(kind):
+    """A quarter of the epochs, as many clips a step where the largest allows it, and the same rate."""
+    evidence, scale = module("_evidence_arms"), module("_evidence_scale").FULL
+    kind, clips = scale.kind(kind), 2000
+    for arm in evidence.arms(scale, kind):
+        config = evidence.config_of(scale, kind, arm, 0, clips)
+        policy = evidence.policy_of(scale, kind, arm)
+        assert config.tokens <= scale.tokens
+        if not arm.quarter:
+            assert config.epochs * config.steps == scale.epochs * -(-clips // scale.clips)
+            continue
+        sampler = StepSampler(
+            [0] * clips, policy=policy, base=scale.base, tokens=config.tokens, cells=1, seed=0
+        )
+        steps = sum(map(sampler.steps_in, range(config.epochs)))
+        a_step = sampler.count_clips(config.epochs).total() / steps
+        assert config.epochs * 4 == scale.epochs
+        assert config.lr * a_step / 256 == pytest.approx(scale.lr, rel=0.2)
+        if arm.name != "flex-all":  # of which one clip can be half of the budget
+            assert a_step == pytest.approx(scale.clips, rel=0.15)
+
+
 @pytest.mark.slow
 def test_the_whole_run_in_parts(tmp_path, capsys):
     accuracy = module("accuracy")
@@ -129,6 +155,26 @@ def test_the_whole_run_in_parts(tmp_path, capsys):
     for row in module("_evidence_tables").ROWS:
         assert f"| {row} " in shown
     assert (tmp_path / "retrieval-heat.png").exists()
+
+
+@pytest.mark.slow
+def test_the_checkpoints_of_the_demo(tmp_path, capsys, monkeypatch):
+    demo = module("train_demo")
+    monkeypatch.setattr(demo, "GRID", [(8, 32), (8, 48)])
+    words = ["--out", str(tmp_path), "--start-steps", "2", "--steps", "10", "--clips", "1", "1"]
+    assert demo.main(words) == 0
+    files = [tmp_path / "vanilla.safetensors", tmp_path / "static-tokens.safetensors"]
+    assert sum(file.stat().st_size for file in files) < 5e6
+    plain, flexible = map(fv.load, files)
+    assert plain.labels == flexible.labels == MotionSet().classes
+    assert fv.flex_config(flexible)["policy"] == demo.POLICY.to_config()
+    assert next(plain.parameters()).dtype == torch.float16
+    first = capsys.readouterr().out
+    assert demo.main(words) == 0
+    again = capsys.readouterr().out  # nothing is trained again, and measured is the same
+    assert "loss" in first
+    assert "loss" not in again
+    assert first.endswith(again)
 
 
 def _said(accuracy, words: list[str], capsys, *, minutes: float) -> str:
