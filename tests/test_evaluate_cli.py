@@ -133,9 +133,11 @@ def test_a_bad_video_is_skipped_when_asked(
         for n, name in enumerate(("bow", "jump")):
             (tmp_path / "set" / split / name).mkdir(parents=True)
             for k in range(2):
-                clip = torch.full((6, 32, 32, 3), 60 * (2 * n + k), dtype=torch.uint8)
+                length = 6 if split == "test" else 9
+                clip = torch.full((length, 32, 32, 3), 60 * (2 * n + k), dtype=torch.uint8)
                 fv.write_video(tmp_path / "set" / split / name / f"{k}.mp4", clip)
-    (tmp_path / "set" / "test" / "jump" / "bad.mp4").write_text("no video")
+    for split in ("train", "test"):
+        (tmp_path / "set" / split / "jump" / "bad.mp4").write_text("no video")
     arguments = [
         "retrieve",
         str(root / "flexible.safetensors"),
@@ -149,7 +151,7 @@ def test_a_bad_video_is_skipped_when_asked(
     assert not results(tmp_path / "out")
     assert main([*arguments, "--skip-unreadable"]) == 0
     printed = capsys.readouterr()
-    assert "4 videos of set test, 4 of train; 1 could not be read" in printed.out
+    assert "4 videos of set test, 4 of train; 2 could not be read" in printed.out
     assert "bad.mp4" in printed.err
     content = json.loads(results(tmp_path / "out")[0].read_text())
     assert "bad.mp4" in content["skipped"][0]
@@ -173,6 +175,15 @@ def test_a_bad_video_is_skipped_when_asked(
             "write motion:short, motion:long",
         ),
         (["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--fold", "9"], "9"),
+        (["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--knn", "0"], "no top 0"),
+        (
+            ["evaluate", "{root}/flexible.safetensors", "--data", "k400:{root}"],
+            "Kinetics-400 needs val.csv",
+        ),
+        (
+            ["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--splits", "test", "test"],
+            "the same clips, UCF101 test",
+        ),
         (
             ["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--sizes", "3"],
             "3 px is smaller than",

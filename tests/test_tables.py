@@ -127,9 +127,11 @@ def test_ways_to_run_a_model_are_not_averaged() -> None:
 def test_other_galleries_do_not_compare() -> None:
     galleries = [SourceFacts("UCF101", "train", "1", count, 4, str(count)) for count in (9537, 500)]
     results = [replace(VANILLA, gallery=galleries[0]), replace(FLEXIBLE, gallery=galleries[1])]
-    says = r"searched or learnt from other clips \(9,537 of train and 500 of train\)"
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=r"searched or learnt from other clips \(9,537 and 500\)"):
         SHAPES["geometry"](results)
+    fewer = replace(FLEXIBLE, gallery=galleries[0], skipped=("a.mp4: cannot be read",))
+    with pytest.raises(ConfigError, match=r"searched or learnt from other clips \(9,537 and 9,536\)"):
+        SHAPES["geometry"]([results[0], fewer])
 
 
 def test_gains_are_above_the_first_model_or_none() -> None:

@@ -112,7 +112,10 @@ def _shared_arguments(parser: argparse.ArgumentParser, *, features: bool) -> Non
     parser.add_argument("--data", required=True, metavar="KIND:PATH", help=f"a data set: {kinds}")
     parser.add_argument("--fold", metavar="N", help="division into splits (default: the usual one)")
     parser.add_argument(
-        "--splits", nargs=2, metavar=("TRAIN", "TEST"), help="default: the set's own, or train and test"
+        "--splits",
+        nargs=2,
+        metavar=("TRAIN", "TEST"),
+        help="default: train and test, or val where there is one",
     )
     parser.add_argument("--annotations", metavar="DIR", help="where the split files are, if elsewhere")
     for option, letter, usual in (("frames", "T", 16), ("sizes", "R", 224)):
@@ -182,7 +185,7 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
 def _retrieve(options: Options) -> None:
     test, train = _pair(options)
     results = [retrieval(test, train, name=options.name, at=options.gallery)]
-    if options.knn:
+    if options.knn is not None:
         results.append(knn(test, train, name=options.name, k=options.knn, at=options.gallery))
     _report(options, results)
 
@@ -238,10 +241,13 @@ def _grid(options: Options) -> tuple[Cell, ...]:
 
 
 def _splits(options: Options) -> tuple[str, str]:
-    """Names of the split to learn from and of the one to try on."""
+    """Names of the split to learn from and of the one to try on: where there are three, the second.
+
+    What is called "test" beside "val" has no public labels, or is what nobody reports.
+    """
     kind = options.data.partition(":")[0]
     names = DATASETS[kind].splits.names if kind in DATASETS else ()
-    train, test = options.splits or ((names[0], names[-1]) if names else ("train", "test"))
+    train, test = options.splits or (names[:2] if names else ("train", "test"))
     return train, test
 
 
@@ -296,9 +302,11 @@ def _report(options: Options, results: list[Result]) -> None:
             print("\n" + ", ".join(f"{metric} {found}" for metric, found in result.cells[0].metrics.items()))
         counts = f"{len(result.labels):,} videos of {result.data} {result.queries.split}"
         if result.gallery:
-            counts += f", {result.gallery.clips:,} of {result.gallery.split}"
-        skipped = f"; {len(result.skipped):,} could not be read" if result.skipped else ""
-        print(f"\n{counts}{skipped}\nresult: {path}\n")
+            counts += f", {result.searched:,} of {result.gallery.split}"
+        omitted = result.queries.omitted + (result.gallery.omitted if result.gallery else 0)
+        lost = ((len(result.skipped), "could not be read"), (omitted, "are listed and not there"))
+        counts += "".join(f"; {count:,} {what}" for count, what in lost if count)
+        print(f"\n{counts}\nresult: {path}\n")
 
 
 def _cell(text: str) -> Cell:

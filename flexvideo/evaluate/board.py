@@ -156,10 +156,11 @@ def _require_alike(one: Result, other: Result) -> None:
             f"{where} were measured on other clips ({len(one.labels):,} of {one.queries.split} and "
             f"{len(other.labels):,} of {other.queries.split}), so they cannot stand in one table."
         )
-    if one.gallery and other.gallery and one.gallery.digest != other.gallery.digest:
+    galleries = [each.gallery and (each.gallery.digest, each.searched) for each in (one, other)]
+    if galleries[0] != galleries[1]:
         raise ConfigError(
-            f"{where} searched or learnt from other clips ({one.gallery.clips:,} of {one.gallery.split} and "
-            f"{other.gallery.clips:,} of {other.gallery.split}), so they cannot stand in one table."
+            f"{where} searched or learnt from other clips ({one.searched:,} and {other.searched:,}), so they "
+            "cannot stand in one table."
         )
     for key in {**one.protocol, **other.protocol}:
         if one.protocol.get(key) != other.protocol.get(key):

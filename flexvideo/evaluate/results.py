@@ -73,6 +73,12 @@ class Result:
         return self.queries.data
 
     @property
+    def searched(self) -> int:
+        """How many clips of the gallery could be read."""
+        unread = len(self.skipped) - (self.queries.clips - len(self.labels))
+        return 0 if self.gallery is None else self.gallery.clips - unread
+
+    @property
     def digest(self) -> str:
         """Hash of what was asked, not of what came out: results that may replace each other have the same."""
         asked = [self.task, self.name, asdict(self.model), asdict(self.queries), self.protocol]
