@@ -31,8 +31,8 @@ class StepBar:
             self._bar = tqdm(
                 total=record["steps"], unit=" steps", file=sys.stderr, disable=None, initial=record["step"]
             )
+        self._bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
         self._bar.update(record["step"] - self._bar.n)
-        self._bar.set_postfix_str(f"loss {record['loss']:.3f}")
         ended = record["step"] == record["steps"]
         if self._bar.disable and (ended or time.monotonic() - self._said > _QUIET):
             self._said = time.monotonic()
