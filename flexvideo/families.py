@@ -67,6 +67,11 @@ def find(host: nn.Module, path: str) -> Any:
         return None
 
 
+def those_stored(host: nn.Module, *names: str) -> tuple[str, ...]:
+    """Those of some dotted paths at which a module stores anything, for the `fixed` of a plan."""
+    return tuple(name for name in names if find(host, name) is not None)
+
+
 def as_stored(stored: Any, pair: tuple[int, int]) -> Any:
     """Return a pair in the form in which a host stores one: a tuple, a list, or one number for both.
 

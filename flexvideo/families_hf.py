@@ -21,6 +21,7 @@ from flexvideo.families import (
     patch_size,
     register_family,
     step_count,
+    those_stored,
 )
 from flexvideo.geometry import Base, Geometry, as_pair
 from flexvideo.plan import ClassRow, Plan, State, Table
@@ -154,6 +155,7 @@ def image_encoder(host: Any) -> Plan:
         tables=() if table is None else (Table(POSITIONS, axes="space", class_rows=rows),),
         state=_embedding_sizes(host, base),
         layout="bchw",
+        fixed=those_stored(host, "embeddings.register_tokens"),
     )
 
 

@@ -22,6 +22,7 @@ from flexvideo.families import (
     patch_size,
     register_family,
     rows_of_grid,
+    those_stored,
 )
 from flexvideo.families_hf import (
     bare_or_within,
@@ -247,4 +248,5 @@ def _dinov3(host: Any) -> Plan:
             *((State("config", patch_configuration),) if backbone else ()),
         ),
         layout="bchw",
+        fixed=those_stored(host, "embeddings.register_tokens"),
     )

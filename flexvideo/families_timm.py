@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from flexvideo.errors import GeometryError, UnsupportedModelError
-from flexvideo.families import KeptGrid, SizeFree, cached_sizes, conv_sizes, find, register_family
+from flexvideo.families import (
+    KeptGrid,
+    SizeFree,
+    cached_sizes,
+    conv_sizes,
+    find,
+    register_family,
+    those_stored,
+)
 from flexvideo.families_hf import class_named
 from flexvideo.geometry import Base, Geometry, as_pair
 from flexvideo.plan import ClassRow, Plan, State, Table
@@ -50,7 +58,7 @@ def _vit(host: nn.Module) -> Plan:
     base = Base(None, height, width, sizes[0], pads=not find(host, "patch_embed.strict_img_size"))
     table = find(host, "pos_embed")
     rows: tuple[ClassRow, ...] = () if table is None else ("first",) * (table.shape[1] - tokens)
-    counts = ("num_prefix_tokens", "num_reg_tokens", "feature_info")
+    counts = ("num_prefix_tokens", "num_reg_tokens", "feature_info", "reg_token")
     entries = ("forward", "forward_features", "forward_intermediates", "get_intermediate_layers")
     recorded = (name for name in ("_traits", "_model_args") if find(host, name) is not None)
     return Plan(
@@ -60,7 +68,7 @@ def _vit(host: nn.Module) -> Plan:
         state=cached_sizes(host, "patch_embed", base),
         entries=tuple(name for name in entries if hasattr(host, name)),
         layout="bchw",
-        fixed=tuple(name for name in counts if find(host, name) is not None),
+        fixed=those_stored(host, *counts),
         baked=tuple(State(name, size_built_with) for name in recorded),
     )
 
@@ -99,7 +107,7 @@ def eva(host: nn.Module) -> Plan | None:
     return replace(
         plan,
         state=(*plan.state, *((State("rope.get_embed", rotary_at_grid),) if built else ())),
-        fixed=(*plan.fixed, *(f"rope.{name}" for name in sizes if hasattr(host.rope, name))),
+        fixed=(*plan.fixed, *those_stored(host, *(f"rope.{name}" for name in sizes))),
     )
 
 

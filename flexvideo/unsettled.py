@@ -1,5 +1,7 @@
 """Sizes that a model stores and a plan does not mention: left as they are, they could misplace tokens."""
 
+import itertools
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +12,7 @@ from flexvideo.errors import UnsupportedModelError
 from flexvideo.families import find
 from flexvideo.listing import shortened, together
 from flexvideo.plan import Plan
+from flexvideo.sizedlayers import sized_layers, token_counts
 
 _SIZE = re.compile(
     r"(^|_)(img|image|input|frames?|clip|crop|grid|patch|patches|tokens?|spatial|temporal|time|resolution"
@@ -22,6 +25,7 @@ _NOT_A_CLIP = re.compile(
 _TABLE = re.compile(r"(^|_)pos|temporal|time|frame|spatial|space|table|embed|bias", re.IGNORECASE)
 _TIME = re.compile(r"temporal|time|frame", re.IGNORECASE)
 _SMALLEST = 2  # a 1 is the size of everything
+_TELLING = 9  # tokens of a frame, of which a multiple is no accident
 _NAMED_BY_PATH = (nn.Embedding, nn.ParameterList, nn.ParameterDict)  # their own names for tensors say nothing
 
 
@@ -30,7 +34,8 @@ def unsettled(model: nn.Module, plan: Plan) -> tuple[str, ...]:
 
     A number counts when its name is that of a size and its value one of the base's; a tensor when one of its
     dimensions is the number of tokens, or by its name of steps, and a parameter only when it also has the
-    name or the shape of a table. Of the layers of torch itself, embeddings alone are looked at.
+    name or the shape of a table. Of the layers of torch itself, embeddings are looked at, and pools,
+    Unflatten and Linear for the size of the grid.
 
     Args:
         model: the model that the plan is for.
@@ -59,9 +64,11 @@ def unsettled(model: nn.Module, plan: Plan) -> tuple[str, ...]:
             if {full, top} & settled or (named_by_path and not isinstance(value, Tensor)):
                 continue
             rows = _rows(value, widths, matrices=not isinstance(module, nn.Embedding))
-            if _is_a_size(label, value, sizes, plan) or _may_be_positions(rows, plan):
+            is_a_size = _is_a_size(label, value, sizes, plan) or _has_the_grid(label, value, widths, plan)
+            if is_a_size or _may_be_positions(label, rows, plan):
                 shown = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"= {value!r}"
                 found.append(f"{full} {shown}")
+    found += [f"{name} = {value!r}" for name, value in sized_layers(model, plan) if name not in settled]
     return tuple(found)
 
 
@@ -113,14 +120,13 @@ def _stored(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _is_a_size(name: str, value: Any, sizes: set[Any], plan: Plan) -> bool:
     if isinstance(value, Tensor):
-        tokens = plan.base.grid[0] * plan.base.grid[1]
-        counts = {tokens, tokens * (plan.base.steps or 1)}
+        counts, lengths = token_counts(plan), value.shape
         if plan.base.steps is not None and _TIME.search(name):
             counts.add(max(plan.base.steps, _SMALLEST))
-        # The last dimension of a table is that of the channels; an index or a mask has tokens there.
-        if isinstance(value, nn.Parameter) and not _TABLE.search(name):
-            return False
-        lengths = value.shape[:-1] if isinstance(value, nn.Parameter) else value.shape
+        if isinstance(value, nn.Parameter):  # the last dimension of a table is that of the channels
+            lengths = lengths[:-1] if _TABLE.search(name) else ()
+        elif _spans_time(value, plan):
+            return True
         return any(length - extra in counts for length in lengths for extra in range(3))
     own = name.rpartition(".")[2]
     if not _SIZE.search(own) or _NOT_A_CLIP.search(own) or isinstance(value, bool):
@@ -128,6 +134,16 @@ def _is_a_size(name: str, value: Any, sizes: set[Any], plan: Plan) -> bool:
     if isinstance(value, int):
         return value >= _SMALLEST and value in sizes
     return isinstance(value, tuple | list) and _plain(value) and tuple(value) in sizes
+
+
+def _spans_time(value: Tensor, plan: Plan) -> bool:
+    """Whether a tensor that nobody trains is a mask over steps, or has a row for each token of some steps."""
+    if value.ndim < 2:
+        return False
+    square = value.shape[-1] == value.shape[-2] >= _SMALLEST
+    if _over_unknown_time(plan):
+        return square or any(_in_steps(length, plan) for length in value.shape[:-1])
+    return square and value.shape[-1] == plan.base.steps
 
 
 def _rows(value: Any, widths: set[int], *, matrices: bool) -> int:
@@ -144,12 +160,31 @@ def _rows(value: Any, widths: set[int], *, matrices: bool) -> int:
     return rows if value.shape[-1] in widths and set(around) <= {1} else 0
 
 
-def _may_be_positions(rows: int, plan: Plan) -> bool:
-    """Whether a table has a row for each token or step; one over time has any where no length is known."""
-    tokens, steps = plan.base.grid[0] * plan.base.grid[1], plan.base.steps
-    counts = {count + extra for count in (tokens, tokens * (steps or 1)) for extra in range(3)}
-    over_time = rows == steps or (steps is None and "t" in plan.layout)
-    return rows >= _SMALLEST and (rows in counts or over_time)
+def _may_be_positions(name: str, rows: int, plan: Plan) -> bool:
+    """Whether a table has a row for each token, step, row or column; of another pathway, too."""
+    over_time = rows == plan.base.steps or _over_unknown_time(plan) or _TIME.search(name) is not None
+    return rows >= _SMALLEST and (over_time or rows in plan.base.grid or _in_steps(rows, plan))
+
+
+def _has_the_grid(name: str, value: Any, widths: set[int], plan: Plan) -> bool:
+    """Whether a tensor has the rows and columns of the grid as dimensions side by side."""
+    if not isinstance(value, Tensor) or math.prod(plan.base.grid) < _SMALLEST:
+        return False
+    beside = plan.base.grid in itertools.pairwise(value.shape)
+    named = not isinstance(value, nn.Parameter) or _TABLE.search(name) is not None
+    return beside and (named or not widths.isdisjoint(value.shape))
+
+
+def _over_unknown_time(plan: Plan) -> bool:
+    return plan.base.steps is None and "t" in plan.layout
+
+
+def _in_steps(rows: int, plan: Plan) -> bool:
+    """Whether rows are the tokens of some number of steps, with up to two class tokens."""
+    tokens = math.prod(plan.base.grid)
+    if tokens < _TELLING:
+        return any(rows - extra in token_counts(plan) for extra in range(3))
+    return rows >= tokens and rows % tokens < 3
 
 
 def _plain(values: tuple[Any, ...] | list[Any]) -> bool:

@@ -1,6 +1,8 @@
 """Tables of positions under any name are asked about, never left in silence at the size of the base."""
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -107,3 +109,82 @@ def test_tables_of_any_name_are_listed_for_a_plan() -> None:
     assert "where.weight: parameter of shape (16, 12)\n    when.weight: parameter of shape (4, 12)\n" in note
     assert "Table('where.weight', axes=?, dim=0),\n            Table('when.weight', axes=?, dim=0)," in note
     assert "matrix" not in note
+
+
+class Custom(nn.Module):
+    """A model for 8 frames of 64 x 64 pixels, which it says nothing of, with a part of its own.
+
+    Args:
+        parts: modules and parameters by name, and buffers, which are tensors.
+    """
+
+    def __init__(self, **parts: nn.Module | Tensor) -> None:
+        super().__init__()
+        self.stem = nn.Conv3d(3, 32, (2, 16, 16), (2, 16, 16))
+        self.norm = nn.LayerNorm(32)
+        self.mlp = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 32))
+        for name, part in parts.items():
+            if isinstance(part, nn.Module | nn.Parameter):
+                setattr(self, name, part)
+            else:
+                self.register_buffer(name, part)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.stem(clip)
+
+
+def table(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("frames", [None, 8, 4])
+@pytest.mark.parametrize(
+    ("parts", "asked"),
+    [
+        ({"row": nn.Embedding(4, 32), "col": nn.Embedding(4, 32)}, ("row.weight", "col.weight")),
+        ({"where": table(4, 4, 32)}, ("where",)),
+        ({"spatial_pe": table(32, 4, 4)}, ("spatial_pe",)),
+        ({"other": table(1, 3 * 16 + 1, 32)}, ("other",)),
+        ({"pool": nn.AvgPool2d(4)}, ("pool.kernel_size",)),
+        ({"pool": nn.MaxPool3d((1, 4, 4))}, ("pool.kernel_size",)),
+        ({"pool": nn.AvgPool1d(16)}, ("pool.kernel_size",)),
+        ({"fold": nn.Unflatten(1, (4, 4))}, ("fold.unflattened_size",)),
+        ({"mix": nn.Sequential(nn.Linear(16, 48), nn.Linear(48, 16))}, ("mix.0.in_features",)),
+        ({"mask": torch.zeros(17, 17)}, ("mask",)),
+    ],
+    ids=str,
+)
+def test_what_is_built_for_the_grid_is_asked_about(
+    parts: dict[str, Any], asked: tuple[str, ...], frames: int | None
+) -> None:
+    host = Custom(**{name: copy.deepcopy(part) for name, part in parts.items()})
+    if "mix" in parts:
+        host.mlp = nn.Identity()
+    plan = fv.plan_for(host, size=64, frames=frames)
+    assert tuple(line.partition(" ")[0] for line in plan.unknown) == asked
+    assert fv.unsettled.unsettled(host, replace(plan, fixed=asked)) == ()
+
+
+@pytest.mark.parametrize("frames", [None, 8])
+@pytest.mark.parametrize("shape", [(64, 4), (4, 4), (65, 65)])
+def test_buffers_over_the_clip_are_asked_about(shape: tuple[int, int], frames: int | None) -> None:
+    """Cached sines and cosines of the whole clip, or a mask over its steps: also where frames are unknown."""
+    host = Custom(cached=torch.zeros(shape))
+    assert fv.plan_for(host, size=64, frames=frames).unknown == (f"cached of shape {shape}",)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [nn.AvgPool2d(2), nn.Linear(32, 10), nn.Embedding(100, 32), torch.zeros(5, 12), table(1, 1, 32)],
+    ids=str,
+)
+def test_what_is_not_built_for_the_grid_is_not(part: nn.Module | Tensor) -> None:
+    assert fv.plan_for(Custom(part=part), size=64, frames=8).unknown == ()
+
+
+def test_a_plan_by_hand_that_leaves_out_a_table() -> None:
+    host = Custom(space=table(4, 4, 32), fast=table(1, 65, 32), slow=table(1, 33, 32))
+    tables = (fv.Table("fast", axes="joint", class_rows=("first",)),)
+    plan = fv.Plan(base=fv.Base(8, 64, 64, (16, 16), 2), patch_embeds=("stem",), tables=tables)
+    with pytest.raises(UnsupportedModelError, match=r"reads them: space of .*; slow of shape \(1, 33, 32\)"):
+        fv.make_flexible(host, plan=plan)
