@@ -4,7 +4,8 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 from torch import nn
 
@@ -14,6 +15,8 @@ from flexvideo.check import check_plain, check_plan
 from flexvideo.errors import NothingToFlexError, PlanError, UnsupportedModelError
 from flexvideo.families import FAMILIES, SizeFree, cached_sizes, conv_sizes, find
 from flexvideo.geometry import Base, as_pair
+from flexvideo.listing import times
+from flexvideo.parts import one_of
 from flexvideo.plan import Axes, ClassRow, Plan, Table
 from flexvideo.resample import Rule
 from flexvideo.unsettled import unsettled
@@ -65,6 +68,8 @@ def plan_for(
             )
         return flex.plan
     check_plain(model)
+    if class_token is not None:
+        one_of(class_token, get_args(ClassRow), "class_token")
     plan = None if hinted else _by_family(model)
     if plan is None:
         try:
@@ -143,7 +148,8 @@ def _patch_embed(model: nn.Module) -> tuple[str, tuple[str, ...]]:
         raise PlanError(
             f"No patch embedding found in {type(model).__name__}: looked for a Conv2d or Conv3d over 3 "
             f"channels whose stride is its kernel size. Convolutions present: {seen}. If it is something "
-            f"else, {_BY_HAND}."
+            f"else, {_BY_HAND}; a Linear over patches can be named too. Where a stem of several convolutions "
+            "cuts the patches, give patch_embeds=() and channels=3: then the patch stays."
         )
     if len(found) > 1:
         raise PlanError(
@@ -170,7 +176,8 @@ def _frame_size(
                 return as_pair(stored, what=name)
     raise PlanError(
         f"{type(model).__name__} does not say which frame size it was built for: looked for `img_size` and "
-        "`image_size` on the model and beside its patch embedding. Give it: plan_for(model, size=224)."
+        "`image_size` on the model and beside its patch embedding. Give it, and the others where it has a "
+        'table over time or a class token: plan_for(model, size=224, frames=16, class_token="first").'
     )
 
 
@@ -198,12 +205,17 @@ def _table(tensor: StoredTensor, base: Base, class_token: ClassRow | None) -> Ta
         for dim in range(len(tensor.shape) - 1)
         if _fits(table := Table(tensor.name, axes=kind, dim=dim, class_rows=rows), tensor, base)
     ]
-    grid = " x ".join(map(str, base.grid))
+    grid = times(base.grid)
     if not found:
+        in_time = (
+            " and none in time, for its frames are unknown (give `frames`)"
+            if base.steps is None
+            else f" and {base.steps} in time"
+        )
         raise PlanError(
             f"{tensor} has the name of a table of positions and fits no grid: looked for {grid} tokens in "
-            f"space and {base.steps} in time, with and without one class token. Correct `size` and `frames` "
-            f"of plan_for(model), or {_BY_HAND}."
+            f"space{in_time}, with and without one class token. {_spread(tensor, base)}Correct `size` and "
+            f"`frames` of plan_for(model), or {_BY_HAND}."
         )
     if len(found) > 1:
         raise PlanError(
@@ -213,10 +225,23 @@ def _table(tensor: StoredTensor, base: Base, class_token: ClassRow | None) -> Ta
     if found[0].class_rows and class_token is None:
         raise PlanError(
             f"{tensor} has one row more than the {math.prod(found[0].size(base))} tokens it runs over, for a "
-            'class token, and nothing says where: plan_for(model, class_token="first"), "middle" or "last" '
-            "makes a plan to give to make_flexible."
+            'class token, and nothing says where: class_token="first", "middle" or "last", beside the other '
+            "arguments of plan_for(model), makes a plan to give to make_flexible."
         )
     return found[0]
+
+
+def _spread(tensor: StoredTensor, base: Base) -> str:
+    """What to write where the axes of a table are dimensions of their own."""
+    kinds: tuple[Axes, ...] = ("joint", "space")
+    for axes, dim in product(kinds, range(len(tensor.shape) - 1)):
+        lengths = Table(tensor.name, axes=axes, dim=dim, spread=True).lengths(base)
+        if tensor.shape[dim : dim + len(lengths)] == lengths:
+            return (
+                f"Its axes are dimensions of their own, as in Table({tensor.name!r}, axes={axes!r}, "
+                f"dim={dim}, spread=True). "
+            )
+    return ""
 
 
 def _fits(table: Table, tensor: StoredTensor, base: Base) -> bool:

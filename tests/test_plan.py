@@ -158,7 +158,9 @@ class TestByNamesAndShapes:
     def test_what_the_model_does_not_say(self) -> None:
         model = Unknown(image_size=None)
         with pytest.raises(
-            PlanError, match=r"does not say which frame size it was built for: looked for `img_s"
+            PlanError,
+            match=r"does not say which frame size it was built for: looked for `img_s.* "
+            r"Give it, and the others .*: plan_for\(model, size=224, frames=16, class_token=\"first\"\)\.\nWhat",
         ):
             fv.plan_for(model)
         assert fv.plan_for(model, size=32).base.height == 32
@@ -183,6 +185,39 @@ class TestByNamesAndShapes:
             r"looked for 4 x 4 tokens in space and 6 in time, with and without one class token\. Correct",
         ):
             fv.plan_for(Unknown(rows=20))
+
+    def test_table_over_time_of_unknown_frames(self) -> None:
+        model = Unknown(table="pos_table", rows=20)
+        del model.time_table
+        with pytest.raises(
+            PlanError,
+            match=r"4 x 4 tokens in space and none in time, for its frames are unknown \(give `frames`\), w",
+        ):
+            fv.plan_for(model)
+
+    @pytest.mark.parametrize(
+        ("shape", "said"),
+        [
+            ((4, 4, 12), "axes='space', dim=0"),
+            ((1, 12, 4, 4), "axes='space', dim=2"),
+            ((6, 4, 4, 12), "axes='joint', dim=0"),
+        ],
+    )
+    def test_spread_table(self, shape: tuple[int, ...], said: str) -> None:
+        model = Unknown()
+        model.position_table = nn.Parameter(torch.zeros(shape))
+        with pytest.raises(
+            PlanError, match=rf"Its axes are .*, as in Table\('position_table', {said}, spread=True\)\. Corr"
+        ):
+            fv.plan_for(model)
+
+    @pytest.mark.unchecked
+    def test_unknown_place_of_a_class_token(self) -> None:
+        for model in (Unknown(), VisionMamba()):
+            with pytest.raises(
+                PlanError, match=r"`class_token` is one of 'first', 'middle', 'last'; got 'begin'\.$"
+            ):
+                fv.plan_for(model, class_token="begin")
 
     def test_table_that_fits_space_and_time(self) -> None:
         with pytest.raises(
@@ -211,7 +246,8 @@ class TestByNamesAndShapes:
             PlanError,
             match=r"No patch embedding found in Sequential: looked for a Conv2d or Conv3d over 3 channels "
             r"whose stride is its kernel size\. Convolutions present: 0: Conv2d has kernel \(3, 3\) and "
-            r"stride \(1, 1\); 1: Conv3d over 1 channels\. If it is something else, name the parts",
+            r"stride \(1, 1\); 1: Conv3d over 1 channels\. If it is something else, name the parts: .*; a Linear o"
+            r"ver patches can be named too\. .* give patch_embeds=\(\) and channels=3: then the patch stays",
         ):
             fv.make_flexible(model)
 
