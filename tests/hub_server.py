@@ -96,7 +96,7 @@ class HubServer:
         server.daemon_threads = True
         server.block_on_close = False
         server.hub = self  # pyright: ignore[reportAttributeAccessIssue]
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return server
 
     def stop(self) -> None:

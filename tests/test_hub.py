@@ -1,6 +1,7 @@
 """To the Hub and back, with its real client and a server on the loopback: the usual ways, and every fault."""
 
 import argparse
+import copy
 import errno
 import hashlib
 import inspect
@@ -59,6 +60,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
             monkeypatch.setattr(constants, name, value)
         pause = time.sleep
         monkeypatch.setattr(time, "sleep", lambda seconds: pause(min(seconds, 0.02)))
+        monkeypatch.setattr(os, "fsync", lambda _: None)  # a busy disk takes longer than all else here
         close_session()
         yield server
         close_session()
@@ -74,16 +76,26 @@ def bare(model: fv.VideoMamba, path: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.fixture
-def flexible() -> fv.VideoMamba:
+@pytest.fixture(scope="module")
+def original() -> fv.VideoMamba:
     model = fv.make_flexible(build(), policy=fv.FlexAll(frames=(4, 8), sizes=(32, 48)), rule="pi")
     model.labels = ("a", "b", "c", "d", "e")
     return model
 
 
+@pytest.fixture(scope="module")
+def original_files(original, tmp_path_factory) -> dict[str, bytes]:
+    return saved(original, tmp_path_factory.mktemp("original") / "published")
+
+
 @pytest.fixture
-def published(hub: HubServer, flexible: fv.VideoMamba, tmp_path: Path) -> str:
-    return hub.add(REPO, saved(flexible, tmp_path / "published"))
+def flexible(original) -> fv.VideoMamba:
+    return copy.deepcopy(original)
+
+
+@pytest.fixture
+def published(hub: HubServer, original_files) -> str:
+    return hub.add(REPO, original_files)
 
 
 def cached_files(tmp_path: Path) -> list[str]:
