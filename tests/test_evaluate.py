@@ -15,7 +15,14 @@ from flexvideo.data.clips import Size, read_clip, sample_frames
 from flexvideo.data.motion import MotionSet
 from flexvideo.data.records import VideoRecord, VideoSet
 from flexvideo.data.source import ClipSource, RenderedSource, VideoSource
-from flexvideo.errors import ConfigError, GeometryError, UnsupportedModelError, VideoError, VideoWarning
+from flexvideo.errors import (
+    CheckpointError,
+    ConfigError,
+    GeometryError,
+    UnsupportedModelError,
+    VideoError,
+    VideoWarning,
+)
 from flexvideo.evaluate import Cell, Features, NativeSize, Views, cells, costs_of, extract
 from flexvideo.evaluate.runner import Runner
 from flexvideo.evaluate.views import read_views
@@ -280,6 +287,14 @@ def test_what_is_kept_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(again.taken) == [0, 1, 2, 3]  # the new cells alone
     assert torch.equal(larger.values[grid[0]], first.values[grid[0]])
     torch.testing.assert_close(larger.values, extract(flexible(), again, grid=cells((2, 3), (24, 32))).values)
+
+
+def test_what_is_kept_and_damaged_is_said(tmp_path: Path) -> None:
+    extract(flexible(), Counting(), grid=[Cell(2, 24)], cache=tmp_path)
+    (part,) = tmp_path.rglob("*.safetensors")
+    part.write_bytes(part.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match=r"truncated or damaged: .*\. Delete it, and what it kept is"):
+        extract(flexible(), Counting(), grid=[Cell(2, 24)], cache=tmp_path)
 
 
 def test_another_protocol_is_never_confused(tmp_path: Path) -> None:

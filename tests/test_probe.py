@@ -116,6 +116,13 @@ def test_a_probe_learns_and_says_what_it_chose(method: str) -> None:
     assert torch.equal(again.head.weight, fitted.head.weight)
 
 
+def test_a_head_that_diverged_is_not_chosen() -> None:
+    x, labels = drawn(200, noise=0.5)
+    fitted = fit_probe(x, labels, classes=4, probe=Probe(rates=(1e38, 1e-2), decays=(1e-4,)))
+    assert fitted.chosen["lr"] == 1e-2
+    assert fitted.chosen["held_out_top1"][0] == 0
+
+
 def test_the_last_training_is_on_all_rows() -> None:
     x, labels = drawn(60)
     probe = Probe(rates=(1e-2,), decays=(1e-4,), epochs=2)
@@ -133,6 +140,7 @@ def test_the_last_training_is_on_all_rows() -> None:
     [
         ({"method": "svm"}, "Unknown method 'svm'; known: adamw, lbfgs"),
         ({"rates": ()}, "need at least one number each, above 0"),
+        ({"decays": (0.0, -0.1)}, "`decays` must not be below 0, got -0.1"),
         ({"strengths": (0.0,)}, "need at least one number each, above 0"),
         ({"held_out": 1.0}, "`held_out` between 0 and 1; got 20, 256 and 1.0"),
         ({"epochs": 0}, "at least 1"),

@@ -51,6 +51,8 @@ class Probe:
             raise ConfigError(f"Unknown method {self.method!r}; known: {', '.join(get_args(Method))}.")
         if not (self.rates and self.decays and self.strengths and min(*self.rates, *self.strengths) > 0):
             raise ConfigError("`rates`, `decays` and `strengths` need at least one number each, above 0.")
+        if min(self.decays) < 0:
+            raise ConfigError(f"`decays` must not be below 0, got {min(self.decays)}.")
         if min(self.epochs, self.batch) < 1 or not 0 < self.held_out < 1:
             raise ConfigError(
                 "`epochs` and `batch` must be at least 1 and `held_out` between 0 and 1; "

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flexvideo.errors import ConfigError
+from flexvideo.errors import CheckpointError, ConfigError
 from flexvideo.evaluate.grid import Cell
 from flexvideo.weights import read_weights, write_atomically, write_safetensors
 
@@ -54,11 +54,18 @@ class Store:
         write_atomically(self.folder / "protocol.json", text.encode())
 
     def get(self, cell: Cell, start: int) -> Part | None:
-        """Find the part of a cell that begins with a clip; None where it is not kept."""
+        """Find the part of a cell that begins with a clip; None where it is not kept.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
         path = self._path(cell, start)
         if not path.is_file():
             return None
-        tensors, text = read_weights(path)
+        try:
+            tensors, text = read_weights(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Delete it, and what it kept is worked out again.") from error
         skipped = {int(index): reason for index, reason in json.loads(text["skipped"]).items()}
         return Part(tensors["rows"], tensors["values"], skipped)
 
