@@ -22,6 +22,7 @@ from flexvideo.resample import Rule
 from flexvideo.unsettled import unsettled
 
 _TIME = re.compile(r"temporal|time|frame", re.IGNORECASE)
+_TIME_OUTSIDE = re.compile(r"temporal[^.]*\.|(^|[._])time(_[^.]*)?\.", re.IGNORECASE)  # of a module around it
 _BY_HAND = "name the parts: make_flexible(model, plan=Plan(base=..., patch_embeds=..., tables=...))"
 
 
@@ -128,10 +129,13 @@ def _by_shape(
         frames = _frames(model, owners, tensors, tubelet)
     base = Base(frames, *_frame_size(model, owners, size), patch, tubelet)
     is_video = isinstance(find(model, conv), nn.Conv3d) or frames is not None
+    tables = tuple(_table(tensor, base, class_token) for tensor in tensors)
+    if frames is None:
+        _check_none_over_time(tensors, base, is_video=is_video)
     return Plan(
         base=base,
         patch_embeds=(conv,),
-        tables=tuple(_table(tensor, base, class_token) for tensor in tensors),
+        tables=tables,
         state=tuple(state for owner in owners for state in cached_sizes(model, owner, base)),
         entries=tuple(name for name in ("forward", "forward_features") if hasattr(model, name)),
         layout="bcthw" if is_video else "bchw",
@@ -229,6 +233,18 @@ def _table(tensor: StoredTensor, base: Base, class_token: ClassRow | None) -> Ta
             "arguments of plan_for(model), makes a plan to give to make_flexible."
         )
     return found[0]
+
+
+def _check_none_over_time(tensors: list[StoredTensor], base: Base, *, is_video: bool) -> None:
+    """Refuse tables that fit a frame and may run over time, where as many frames as tokens are possible."""
+    of_time = [tensor for tensor in tensors if _TIME_OUTSIDE.search(tensor.name)]
+    if of_time or (is_video and len(tensors) > 1):
+        seen = ", ".join(map(str, of_time or tensors))
+        raise PlanError(
+            f"{seen} would fit the {times(base.grid)} tokens of a frame, and may run over time instead, for "
+            "nothing says how many frames the model was built for: give `frames` of plan_for(model), or "
+            f"{_BY_HAND}."
+        )
 
 
 def _spread(tensor: StoredTensor, base: Base) -> str:

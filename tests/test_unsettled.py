@@ -188,3 +188,46 @@ def test_a_plan_by_hand_that_leaves_out_a_table() -> None:
     plan = fv.Plan(base=fv.Base(8, 64, 64, (16, 16), 2), patch_embeds=("stem",), tables=tables)
     with pytest.raises(UnsupportedModelError, match=r"reads them: space of .*; slow of shape \(1, 33, 32\)"):
         fv.make_flexible(host, plan=plan)
+
+
+class Factorised(nn.Module):
+    """As many frames as there are tokens in one of them, and nothing says so.
+
+    Args:
+        inside: name of the module that holds the table over time.
+        video: whether its patch embedding takes clips.
+    """
+
+    def __init__(self, inside: str, *, video: bool) -> None:
+        super().__init__()
+        conv, patch = (nn.Conv3d, (1, 16, 16)) if video else (nn.Conv2d, (16, 16))
+        self.stem = conv(3, 32, patch, patch)
+        self.pos_embed = table(1, 16, 32)
+        encoder = nn.Module()
+        encoder.pos_embed = table(1, 16, 32)
+        self.add_module(inside, encoder)
+
+
+@pytest.mark.parametrize(
+    ("inside", "video", "named"),
+    [
+        ("temporal", False, "`temporal"),
+        ("time_encoder", True, "`time_encoder"),
+        ("second", True, "`pos_embed"),
+    ],
+)
+def test_a_table_over_time_is_not_taken_for_a_spatial_one(inside: str, video: bool, named: str) -> None:
+    host = Factorised(inside, video=video)
+    with pytest.raises(PlanError, match=f"^{named}.* may run over time instead.*: give `frames` of plan_for"):
+        fv.plan_for(host, size=64)
+    with pytest.raises(PlanError, match="can be a table over time or space"):
+        fv.plan_for(host, size=64, frames=16)
+    host.get_submodule(inside).pos_embed = table(1, 8, 32)
+    axes = [each.axes for each in fv.plan_for(host, size=64, frames=8).tables]
+    assert axes == ["space", "time"]
+
+
+@pytest.mark.parametrize("inside", ["timesformer", "decoder"])
+def test_two_tables_of_an_image_model(inside: str) -> None:
+    plan = fv.plan_for(Factorised(inside, video=False), size=64)
+    assert [each.axes for each in plan.tables] == ["space", "space"]
