@@ -118,7 +118,7 @@ def test_a_probe_learns_and_says_what_it_chose(method: str) -> None:
 
 def test_a_head_that_diverged_is_not_chosen() -> None:
     x, labels = drawn(200, noise=0.5)
-    fitted = fit_probe(x, labels, classes=4, probe=Probe(rates=(1e38, 1e-2), decays=(1e-4,)))
+    fitted = fit_probe(x, labels, classes=4, probe=Probe(rates=(3e37, 1e-2), decays=(1e-4,)))
     assert fitted.chosen["lr"] == 1e-2
     assert fitted.chosen["held_out_top1"][0] == 0
 
