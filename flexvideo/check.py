@@ -19,7 +19,7 @@ _WRAPPERS = {
     "DataParallel": "call make_flexible first, then wrap the model",
     "FullyShardedDataParallel": "call make_flexible first, then wrap the model",
     "FSDPModule": "call make_flexible first, then fully_shard",
-    "ScriptModule": "call make_flexible on the eager model",
+    "ScriptModule": "call make_flexible on the model before torch.jit.script or torch.jit.trace",
 }
 
 
@@ -35,7 +35,7 @@ def check_plain(model: nn.Module, path: str = "") -> None:
     """
     parts = path.split(".") if path else []
     for depth in range(len(parts) + 1):
-        module = model.get_submodule(".".join(parts[:depth]))
+        module = model.get_submodule(".".join(parts[:depth])) if depth else model  # a ScriptModule finds none
         where = f"`{'.'.join(parts[:depth])}`" if depth else "The model"
         for cls in type(module).__mro__:
             if cls.__name__ in _WRAPPERS and cls.__module__.startswith("torch"):

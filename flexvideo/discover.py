@@ -49,8 +49,8 @@ def plan_for(
     Raises:
         PlanError: no patch embedding, several of them, or a table that fits nothing, listing what was seen.
         NothingToFlexError: a model that takes clips of any size as it is.
-        UnsupportedModelError: a model that is compiled, wrapped or parametrized, or an argument for one that
-            is flexible already.
+        UnsupportedModelError: a model that is wrapped, as torch.compile(model) is, scripted or parametrized,
+            or an argument for one that is flexible already.
 
     Example:
         >>> from flexvideo import VideoMamba, plan_for

@@ -59,8 +59,9 @@ def make_flexible(
         PlanError: nothing to make flexible was found, or the plan does not fit the model, or the policy
             finds nothing to change in it.
         NothingToFlexError: a model that takes clips of any size as it is.
-        UnsupportedModelError: a model that is compiled, wrapped or parametrized, or holds sizes of which
-            nothing says whether they must follow the clip, or a plan for one that is flexible already.
+        UnsupportedModelError: a model that is wrapped, as torch.compile(model) is and model.compile() is not,
+            scripted or parametrized, or holds sizes of which nothing says whether they must follow the clip,
+            or a plan for one that is flexible already.
         ConfigError: an unknown policy or rule.
 
     Example:

@@ -458,3 +458,23 @@ def test_the_class_of_a_flexible_model_builds_plain_ones(host: str) -> None:
     assert torch.equal(fresh(clip(BASE)), model(clip(BASE)))
     assert fv.make_flexible(fresh)(clip((2, 48, 40))).shape == (2, 5)
     assert inspect.signature(type(model)) == inspect.signature(kind)
+
+
+@pytest.mark.unchecked
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("call", [fv.make_flexible, fv.plan_for, fv.verify])
+@pytest.mark.parametrize("scripted", [torch.jit.script, lambda conv: torch.jit.trace(conv, clip(BASE))])
+def test_scripted_models(scripted, call) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"call make_flexible on the model before torch.jit.scri"):
+        call(scripted(nn.Conv3d(3, 8, (1, 8, 8), (1, 8, 8))))
+
+
+@pytest.mark.unchecked
+def test_compiled_in_place_before() -> None:
+    model = randomised(VisionMamba()).eval()
+    expected = fv.make_flexible(copy.deepcopy(model), policy="static-patch")
+    model.compile(backend="eager")
+    model(clip(BASE))
+    fv.make_flexible(model, policy="static-patch")
+    for size in (BASE, (2, 48, 40)):
+        torch.testing.assert_close(model(clip(size)), expected(clip(size)))
