@@ -25,7 +25,8 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import READER, STRANGER, WRITER, Fault, HubServer
-from small import SIZES, build, clip
+from small import SIZES, clip
+from small import build as build_two_layers
 
 import flexvideo as fv
 from flexvideo.errors import CheckpointError, CheckpointWarning, ConfigError, HubError
@@ -35,6 +36,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 ROOT = Path(__file__).parents[1]
 REPO = "someone/stretchy"
+
+
+def build(**arguments) -> fv.VideoMamba:
+    return build_two_layers(depth=1, **arguments)
 
 
 @pytest.fixture
