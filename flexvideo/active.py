@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._autograd import _get_sequence_nr
 
-from flexvideo.errors import GeometryError, UnsupportedModelError
+from flexvideo.errors import GeometryError, UnsupportedModelError, brief
 from flexvideo.geometry import Geometry
 from flexvideo.patch import dtype_error
 from flexvideo.plan import Layout, Plan
@@ -193,7 +193,14 @@ class Flex:
         layout: Layout = self.plan.layout
         if not isinstance(clip, Tensor) or clip.ndim != len(layout):
             found = f"shape {tuple(clip.shape)}" if isinstance(clip, Tensor) else type(clip).__name__
-            raise GeometryError(f"The model takes clips as ({_names(layout)}), got {found}.")
+            several = (
+                " If it takes clips of several frames, restore(model) and give a plan that says so: "
+                "plan_for(model, frames=...), or one with layout='bcthw' or 'btchw'."
+            )
+            raise GeometryError(
+                f"The model takes clips as ({_names(layout)}), got {found}."
+                + (several if layout == "bchw" and isinstance(clip, Tensor) and clip.ndim == 5 else "")
+            )
         sizes = dict(zip(layout, clip.shape, strict=True))
         if sizes["c"] != self.channels:
             others = [other for other in get_args(Layout) if other != layout and len(other) == len(layout)]
@@ -228,7 +235,7 @@ def flex_within(model: nn.Module) -> Flex | None:
     """
     if not isinstance(model, nn.Module):
         path = " (flexvideo.load reads a model from a path)" if isinstance(model, str | PathLike) else ""
-        raise UnsupportedModelError(f"Give a model, a torch.nn.Module; got {model!r}{path}.")
+        raise UnsupportedModelError(f"Give a model, a torch.nn.Module; got {brief(model)}{path}.")
     found = {
         id(flex): flex for module in model.modules() if (flex := module.__dict__.get("_flex")) is not None
     }

@@ -98,8 +98,17 @@ class Base:
     pads: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patch", as_pair(self.patch))
-        sizes = self.height, self.width, self.tubelet, self.overlap, self.stem, self.frames or 0
+        if not isinstance(self.patch, tuple) or len(self.patch) != 2:
+            object.__setattr__(self, "patch", as_pair(self.patch))
+        sizes = (
+            self.frames or 0,
+            self.height,
+            self.width,
+            *self.patch,
+            self.tubelet,
+            self.overlap,
+            self.stem,
+        )
         if any(type(size) is not int for size in sizes) or min(self.overlap, self.stem) < 1:
             raise GeometryError(
                 "The sizes of a Base are whole numbers, overlap and stem at least 1, frames maybe None; "

@@ -62,6 +62,7 @@ class Plan:
         ... )
         >>> print(plan)
         named by hand: 8 frames of 224 x 224 px, patch 16 x 16, grid 14 x 14, 8 steps; clips are bcthw
+        flexible in: forward
         part         from                         resampled by
         stem.weight  16 x 16                      auto (patch kernel)
         positions    14 x 14 + class token first  bicubic-aa
@@ -151,6 +152,7 @@ class Plan:
             f"{self.family}: {frames} of {base.height} x {base.width} px, patch {times(base.patch)}"
             f"{overlapping}, grid {times(base.grid)}{steps}; clips are {self.layout}"
         ]
+        lines.append("flexible in: " + ", ".join(shortened(alike(self.entries))))
         lines += columns([("part", "from", "resampled by"), *self._resampled()])
         if self.state:
             lines.append("follows the geometry: " + ", ".join(alike(state.name for state in self.state)))

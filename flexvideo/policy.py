@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from flexvideo.errors import ConfigError, GeometryError
+from flexvideo.errors import ConfigError, GeometryError, brief
 from flexvideo.geometry import Base, Size, as_pair
 from flexvideo.nearest import did_you_mean
 from flexvideo.policybase import FRAMES as FRAMES
@@ -233,7 +233,7 @@ def policy_of(policy: str | Policy | Mapping[str, Any]) -> Policy:
     name = config.pop("name", None)
     if not isinstance(name, str) or name not in POLICIES:
         raise ConfigError(
-            f"Unknown policy {policy!r}: the names are {', '.join(map(repr, POLICIES))}; give one, "
+            f"Unknown policy {brief(policy)}: the names are {', '.join(map(repr, POLICIES))}; give one, "
             'a policy, or a mapping whose "name" is one of them.'
             f"{did_you_mean(name, POLICIES) if isinstance(name, str) else ''}"
         )

@@ -74,6 +74,7 @@ def test_videomamba_plan() -> None:
     assert str(plan) == (
         "VideoMamba (VisionMamba): 8 frames of 32 x 32 px, patch 8 x 8, grid 4 x 4, 4 steps; "
         "clips are bcthw\n"
+        "flexible in: forward, forward_features\n"
         "part                     from                       resampled by\n"
         "patch_embed.proj.weight  8 x 8                      auto (patch kernel)\n"
         "pos_embed                4 x 4 + class token first  bicubic-aa\n"
@@ -82,6 +83,54 @@ def test_videomamba_plan() -> None:
     )
     with pytest.raises(FrozenInstanceError):
         plan.rule = None
+
+
+def test_a_plan_prints_what_is_open_and_no_more() -> None:
+    model = VisionMamba()
+    for block in model.layers:
+        block.num_frames, block.grid = 4, (4, 4)
+    plan = fv.plan_for(model)
+    assert str(plan).endswith(
+        "\nto be settled: layers.{0,1}.num_frames = 4\nto be settled: layers.{0,1}.grid = (4, 4)"
+    )
+    plan = replace(
+        plan, fixed=("layers.0.num_frames",), state=(*plan.state, fv.State("layers.1.grid", as_stored))
+    )
+    assert str(plan).endswith(
+        "\nto be settled: layers.0.grid = (4, 4)\nto be settled: layers.1.num_frames = 4"
+    )
+    assert "to be settled" not in str(replace(plan, fixed=("layers.0", "layers.1")))
+
+
+def test_a_plan_prints_few_lines_of_what_is_left_alone() -> None:
+    model = Unknown()
+    model.deep = nn.ModuleList(nn.Conv2d(12 + i // 4, 12, 3) for i in range(40))
+    lines = [line for line in str(fv.plan_for(model)).split("\n") if line.startswith("left alone")]
+    assert lines[0] == "left alone: refine, deep.0, deep.1, deep.2, deep.3: Conv2d over 12 channels"
+    assert lines[-1] == "left alone: and 2 more"
+    assert len(lines) == 9
+    assert len(fv.plan_for(model).rejected) == 41
+
+
+@pytest.mark.unchecked
+def test_errors_do_not_print_whole_models() -> None:
+    with pytest.raises(fv.errors.ConfigError, match=r"^Unknown policy VisionMamba\(\.\.\.: the names are"):
+        fv.make_flexible(VisionMamba(), policy=VisionMamba())
+    with pytest.raises(
+        UnsupportedModelError, match=r"Give a model, .* got \{'a': tensor\(\[\[0.{64,68}\.\.\.\.$"
+    ):
+        fv.make_flexible({"a": torch.zeros(9, 99)})
+
+
+def test_clips_for_a_model_that_was_taken_for_one_of_images() -> None:
+    model = ImageMamba()
+    fv.make_flexible(model, plan=replace(fv.plan_for(model, class_token="first")))
+    with pytest.raises(
+        fv.errors.GeometryError,
+        match=r"takes clips as \(batch, channels, height, width\), got shape \(1, 3, 4, 32, 32\)\. If it "
+        r"takes clips of sev.*: plan_for\(model, frames=\.\.\.\), or one with layout='bcthw' or 'btchw'\.$",
+    ):
+        model(torch.zeros(1, 3, 4, 32, 32))
 
 
 def test_plan_of_a_flexible_model_is_the_one_it_follows() -> None:
@@ -159,8 +208,8 @@ class TestByNamesAndShapes:
         model = Unknown(image_size=None)
         with pytest.raises(
             PlanError,
-            match=r"does not say which frame size it was built for: looked for `img_s.* "
-            r"Give it, and the others .*: plan_for\(model, size=224, frames=16, class_token=\"first\"\)\.\nWhat",
+            match=r"does not say which frame size it was built for: looked for `img_s.* Give it, "
+            r"and the others .*: plan_for\(model, size=224, frames=16, class_token=\"first\"\)\.\nWhat",
         ):
             fv.plan_for(model)
         assert fv.plan_for(model, size=32).base.height == 32
@@ -246,8 +295,8 @@ class TestByNamesAndShapes:
             PlanError,
             match=r"No patch embedding found in Sequential: looked for a Conv2d or Conv3d over 3 channels "
             r"whose stride is its kernel size\. Convolutions present: 0: Conv2d has kernel \(3, 3\) and "
-            r"stride \(1, 1\); 1: Conv3d over 1 channels\. If it is something else, name the parts: .*; a Linear o"
-            r"ver patches can be named too\. .* give patch_embeds=\(\) and channels=3: then the patch stays",
+            r"stride \(1, 1\); 1: Conv3d over 1 channels\. If it is something else, name the parts: .*; a "
+            r"Linear over patches can be named too\. .* patch_embeds=\(\) and channels=3: then the pat",
         ):
             fv.make_flexible(model)
 
