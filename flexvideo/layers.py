@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flexvideo.active import Flex
+from flexvideo.errors import GeometryError
 from flexvideo.geometry import Geometry
 from flexvideo.patch import PatchConv3d, check_dtype, patch_conv3d
 from flexvideo.plan import Plan
@@ -42,6 +43,25 @@ def weight_at(layer: PatchLayer, geometry: Geometry, plan: Plan) -> Float[Tensor
     return rearrange(resample_kernel(kernel, (tubelet, *geometry.patch), plan.rule), f"o c t h w -> {flat}")
 
 
+def check_at_base(input: Float[Tensor, "... h w"], plan: Plan) -> None:
+    """Refuse what an entry point would resize or resample for, where none is running.
+
+    Args:
+        input: what a patch embedding is called with; its frames are those of the clip, or padded.
+        plan: holds the base and the entry points.
+
+    Raises:
+        GeometryError: for frames that are not those of the base.
+    """
+    base, size = plan.base, tuple(input.shape[-2:])
+    if not base.pads and size != (base.height // base.stem, base.width // base.stem):
+        raise GeometryError(
+            f"A patch embedding of a flexible model is called with frames of {size[0]} x {size[1]} px "
+            f"outside of {', '.join(plan.entries)}, where nothing follows the size of the clip: call the "
+            "model by one of these, or add the method that you call to `entries` of its plan."
+        )
+
+
 class FlexibleConv2d(nn.Conv2d):
     """A `Conv2d` patch embedding of a flexible model."""
 
@@ -51,6 +71,8 @@ class FlexibleConv2d(nn.Conv2d):
         """Embed the frames at the patch in force."""
         check_dtype(input, self.weight)
         geometry, plan = self._flex.active.geometry, self._flex.plan
+        if geometry is None:
+            check_at_base(input, plan)
         if geometry is None or geometry.patch == plan.base.patch:
             return super().forward(input)
         return F.conv2d(input, weight_at(self, geometry, plan), self.bias, stride=plan.stride(geometry))
@@ -65,6 +87,8 @@ class FlexibleConv3d(nn.Conv3d):
         """Embed the clip at the patch in force."""
         check_dtype(input, self.weight)
         geometry, plan = self._flex.active.geometry, self._flex.plan
+        if geometry is None:
+            check_at_base(input, plan)
         if geometry is None or geometry.patch == plan.base.patch:
             return super().forward(input)
         stride = (self.stride[0], *plan.stride(geometry))
@@ -81,6 +105,7 @@ class FlexiblePatchConv3d(PatchConv3d):
         check_dtype(input, self.weight)
         geometry, plan = self._flex.active.geometry, self._flex.plan
         if geometry is None:
+            check_at_base(input, plan)
             return super().forward(input)
         return patch_conv3d(input, weight_at(self, geometry, plan), self.bias)
 

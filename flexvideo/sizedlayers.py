@@ -47,7 +47,7 @@ def sized_layers(model: nn.Module, plan: Plan) -> Iterator[tuple[str, Any]]:
         [('1.kernel_size', 4)]
     """
     counts = {count for count in token_counts(plan) if count > 1}
-    channels = {find(model, f"{path}.weight").shape[0] for path in plan.patch_embeds} | set(_norms(model))
+    channels = {find(model, f"{path}.weight").shape[0] for path in plan.patch_embeds} | set(_vectors(model))
     for path, module in model.named_modules():
         if path in plan.patch_embeds:
             continue
@@ -59,17 +59,18 @@ def sized_layers(model: nn.Module, plan: Plan) -> Iterator[tuple[str, Any]]:
             if module.in_features in counts - channels:
                 yield f"{path}.in_features", module.in_features
             else:
-                channels.add(module.out_features)
+                channels |= {module.out_features, module.out_features // 2}  # a half of them may be gates
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             channels.add(module.out_channels)
 
 
-def _norms(model: nn.Module) -> Iterator[int]:
-    """Channels that norms tell of: all that such a layer holds are vectors."""
+def _vectors(model: nn.Module) -> Iterator[int]:
+    """Channels that norms, convolutions and scans tell of by vectors; a Linear's say what it gives."""
     for module in model.modules():
-        parameters = [value for value in module._parameters.values() if value is not None]
-        if parameters and all(value.ndim == 1 for value in parameters):
-            yield from {len(value) for value in parameters}
+        if not isinstance(module, nn.Linear):
+            for value in module._parameters.values():
+                if value is not None and value.ndim == 1:
+                    yield len(value)
 
 
 def _pools_the_grid(pool: Any, plan: Plan) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Thread
 
 import pytest
@@ -130,3 +131,28 @@ def test_copies_know_nothing_of_earlier_forwards(duplicate) -> None:
     model(clip((4, 48, 48)))
     assert len(model._flex._runs) > 0
     assert len(duplicate(model)._flex._runs) == 0
+
+
+class Encoder(VisionMamba):
+    """A host with a method that takes the clip and that no plan names."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.forward_features(x)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return self.patch_embed.proj(x)
+
+
+@pytest.mark.parametrize("policy", ["static-patch", "static-tokens"])
+def test_a_method_that_is_no_entry_point(policy: str) -> None:
+    model = fv.make_flexible(randomised(Encoder()), policy=policy)
+    assert torch.equal(model.encode(clip((4, 48, 48))), model.forward_features(clip((4, 48, 48))))
+    assert model.tokens(clip((4, 32, 32))).shape == (2, 8, 4, 4, 4)
+    for size in ((4, 48, 48), (4, 33, 32)):
+        with pytest.raises(
+            GeometryError, match=f"frames of {size[1]} x .* px outside of forward, forward_fea"
+        ):
+            model.tokens(clip(size))
+    plan = fv.plan_for(Encoder())
+    model = fv.make_flexible(Encoder(), plan=replace(plan, entries=(*plan.entries, "tokens")))
+    assert model.tokens(clip((4, 48, 48))).shape == (2, 8, 4, 4, 4)
