@@ -35,6 +35,7 @@ def main(steps: int = 4) -> None:
     plan = fv.plan_for(model, size=64)  # the model itself does not say which size it was built for
     print(plan)  # what was found, what was left alone, and what is for you to settle: `space`
     plan = replace(plan, tables=(*plan.tables, fv.Table("space", axes="space")))
+    fv.verify(model, plan=plan)  # dry runs at 64 px and at another size: a wrong plan is told here
     policy = fv.StaticTokens(frames=(4, 8, 16), sizes=(48, 64, 96))
     fv.make_flexible(model, policy=policy, plan=plan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
