@@ -164,6 +164,11 @@ def test_videos_that_fail_are_left_out_of_what_is_held(tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"skipped {tmp_path}/train/jump/bad.mp4" in said
     assert "2 clips, 2 classes" in said
+    assert "epoch 1: top-1 at" in said
+    (tmp_path / "train" / "jump" / "bad.mp4").unlink()
+    data = ["--data", f"folder:{tmp_path / 'train'}", "--split", "none"]
+    assert run(tmp_path / "all", *data) == 0
+    assert "no split to measure on" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -147,7 +148,9 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     kinds = f"motion:short, motion:long, mocap:FILE, or one on disk: {', '.join(DATASETS)}"
     group.add_argument("--data", required=True, type=name, metavar="KIND:PATH", help=kinds)
-    group.add_argument("--split", default="train", metavar="S", help="to learn from (default: train)")
+    group.add_argument(
+        "--split", default="train", metavar="S", help="to learn from (default: train; `none` is all)"
+    )
     group.add_argument(
         "--val-split", metavar="S", help="to measure on (default: val or test; `none` does not)"
     )
@@ -241,7 +244,7 @@ def _config(options: Options) -> TrainConfig:
 def _open(options: Options, split: str) -> ClipSource:
     return open_source(
         options.data,
-        split=split,
+        split=None if split == "none" else split,
         fold=options.fold,
         annotations=options.annotations,
         on_error="skip" if options.skip_unreadable else "raise",
@@ -300,8 +303,9 @@ def _validation(
     options: Options, model: VideoMamba, policy: Policy | None, source: ClipSource
 ) -> Validation | None:
     split = options.val_split or _usual_split(options)
-    if split in (None, "none"):
+    if split is None:
         say("no split to measure on: name one with --val-split")
+    if split in (None, "none"):
         return None
     held_out = _open(options, split)
     require_learnable(source, held_out)
@@ -315,11 +319,12 @@ def _validation(
 
 
 def _usual_split(options: Options) -> str | None:
-    kind = options.data.partition(":")[0]
+    kind, _, place = options.data.partition(":")
     if kind in ("motion", "mocap"):
         return {"motion": "val", "mocap": "test"}[kind]
-    names = DATASETS[kind].splits.names
-    return names[1] if names else None
+    folder = Path(place).expanduser()  # whose splits are what it holds, where the kind has none of its own
+    names = DATASETS[kind].splits.names[1:] or [s for s in ("val", "test") if (folder / s).is_dir()]
+    return names[0] if names else None
 
 
 def _frames_and_size(text: str, option: str) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from flexvideo.errors import CheckpointError
 from flexvideo.train.ema import Ema
-from flexvideo.train.identity import completed
 from flexvideo.weights import read_weights, write_safetensors
 
 FOLDER = "checkpoints"
@@ -83,19 +82,22 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(path: Path, run: Run, *, identity: Mapping[str, Any]) -> Progress:
+def load_checkpoint(
+    path: Path, run: Run, *, identity: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> Progress:
     """Put a run back to where a checkpoint was made.
 
     Args:
         path: the file.
         run: as it was built for a new run; changed in place.
         identity: what this run is.
+        defaults: of what a checkpoint of an older version lacks.
 
     Raises:
         CheckpointError: damaged, no checkpoint of a run, or one of another run: it says what differs.
     """
     tensors, header = _read(path)
-    differing = _differences(completed(header["identity"]), identity)
+    differing = _differences(_filled(header["identity"], defaults or {}), identity)
     if differing:
         more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise CheckpointError(
@@ -168,6 +170,15 @@ def _read(path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
             "that wrote it."
         )
     return tensors, header
+
+
+def _filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of JSON data, with what another has and it lacks."""
+    filled = {**defaults, **saved}
+    for name in saved.keys() & defaults.keys():
+        if isinstance(saved[name], Mapping) and isinstance(defaults[name], Mapping):
+            filled[name] = _filled(saved[name], defaults[name])
+    return filled
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

@@ -1,7 +1,6 @@
 """What a run is, as JSON data: two runs of the same identity compute the same."""
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -41,15 +40,9 @@ def identity(
     }
 
 
-def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Give an identity of an older version the fields that recipes did not have then, at their defaults.
-
-    Args:
-        saved: what `identity` returned.
-    """
-    default = _recipe(TrainConfig())
-    config = default | saved["config"]
-    return {**saved, "config": config | {"augment": default["augment"] | config["augment"]}}
+def defaults() -> dict[str, Any]:
+    """Give what the identity of an older version may lack: fields of recipes, as they were until then."""
+    return {"config": _recipe(TrainConfig())}
 
 
 def _recipe(config: TrainConfig) -> dict[str, Any]:

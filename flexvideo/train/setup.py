@@ -20,7 +20,7 @@ from flexvideo.train.config import TrainConfig
 from flexvideo.train.distributed import any_of, rank_and_world, summed
 from flexvideo.train.ema import Ema
 from flexvideo.train.groups import param_groups
-from flexvideo.train.identity import identity
+from flexvideo.train.identity import defaults, identity
 from flexvideo.train.log import read_log
 from flexvideo.train.schedule import learning_rate
 from flexvideo.train.start import set_drop_path
@@ -93,7 +93,9 @@ class Training:
                 f"{self.out} holds a run already: resume it (--resume), or choose another folder."
             )
         if found:
-            self.progress = load_checkpoint(found[-1], self.state, identity=self.identity)
+            self.progress = load_checkpoint(
+                found[-1], self.state, identity=self.identity, defaults=defaults()
+            )
         done = self.progress.done  # nobody writes before everybody has looked
         if any_of(summed(torch.tensor([float(done)])).item() != self.world * done):
             raise TrainingError(
