@@ -31,7 +31,7 @@ POLICY = fv.StaticTokens(frames=(4, 8, 16), sizes=(32, 48, 64, 96))
 HELD = {"frames": 32, "size": 64}
 TOKENS = 32 * 8 * 16
 GRID = [(frames, size) for frames in (4, 8, 16, 32) for size in (24, 32, 48, 64, 80, 96, 128)]
-START = Pretraining(steps=1200, batch=32, crop=1.0)
+START = Pretraining(steps=1000, batch=32, crop=1.0)
 CONFIG = TrainConfig(
     epochs=10,
     tokens=TOKENS,
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of everything that is made")
     parser.add_argument("--start-steps", type=int, default=START.steps)
-    parser.add_argument("--steps", type=int, default=1200, help="of the training of each")
+    parser.add_argument("--steps", type=int, default=1000, help="of the training of each")
     parser.add_argument("--clips", type=int, nargs=2, default=(120, 20), help="of each class, train and val")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
