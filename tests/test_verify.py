@@ -255,8 +255,10 @@ class TestFailuresOfTheModel:
     def test_unsettled_sizes_are_refused_first(self) -> None:
         with pytest.raises(
             UnsupportedModelError, match=r"whether its forward reads them: grid_size = \(4, 4\)"
-        ):
+        ) as error:
             fv.verify(Foreign(), plan=replace(FOREIGN, state=()))
+        assert "plan=dataclasses.replace(plan, fixed=(*plan.fixed, ...)))" in str(error.value)
+        assert "or plan_for(model) with the arguments you gave it" in str(error.value)
 
 
 def test_flexible_already() -> None:
