@@ -1,4 +1,4 @@
-"""Layers of torch itself that are built for one grid of tokens: pools, reshapes, and Linear over tokens."""
+"""Layers of torch itself that are built for one grid of tokens, and would not say so: pools and reshapes."""
 
 import itertools
 import math
@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from flexvideo.families import find
 from flexvideo.plan import Plan
 
 _POOLS: dict[type[nn.Module], int] = {
@@ -33,8 +32,8 @@ def token_counts(plan: Plan) -> set[int]:
 def sized_layers(model: nn.Module, plan: Plan) -> Iterator[tuple[str, Any]]:
     """Attributes of layers, and their values, that are the base's grid or the number of its tokens.
 
-    A pool of the size of the grid leaves out, without a word, what a larger grid has more. A Linear counts
-    when it takes as many features as there are tokens, and nothing before it gives that many channels.
+    A pool of the size of the grid leaves out, without a word, what a larger grid has more. A Linear over
+    tokens needs no question: it fails at any other number of them.
 
     Args:
         model: the model that the plan is for.
@@ -47,7 +46,6 @@ def sized_layers(model: nn.Module, plan: Plan) -> Iterator[tuple[str, Any]]:
         [('1.kernel_size', 4)]
     """
     counts = {count for count in token_counts(plan) if count > 1}
-    channels = {find(model, f"{path}.weight").shape[0] for path in plan.patch_embeds} | set(_vectors(model))
     for path, module in model.named_modules():
         if path in plan.patch_embeds:
             continue
@@ -55,22 +53,6 @@ def sized_layers(model: nn.Module, plan: Plan) -> Iterator[tuple[str, Any]]:
             yield f"{path}.kernel_size", module.kernel_size
         elif isinstance(module, nn.Unflatten) and _has(plan.base.grid, module.unflattened_size, counts):
             yield f"{path}.unflattened_size", module.unflattened_size
-        elif isinstance(module, nn.Linear):
-            if module.in_features in counts - channels:
-                yield f"{path}.in_features", module.in_features
-            else:
-                channels |= {module.out_features, module.out_features // 2}  # a half of them may be gates
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            channels.add(module.out_channels)
-
-
-def _vectors(model: nn.Module) -> Iterator[int]:
-    """Channels that norms, convolutions and scans tell of by vectors; a Linear's say what it gives."""
-    for module in model.modules():
-        if not isinstance(module, nn.Linear):
-            for value in module._parameters.values():
-                if value is not None and value.ndim == 1:
-                    yield len(value)
 
 
 def _pools_the_grid(pool: Any, plan: Plan) -> bool:
