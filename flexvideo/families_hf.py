@@ -7,6 +7,7 @@ clip. Tested with transformers 5.17 and 5.23; see `flexvideo.families` for what 
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,16 @@ from flexvideo.plan import ClassRow, Plan, State, Table
 
 PATCHES = "embeddings.patch_embeddings"
 POSITIONS = "embeddings.position_embeddings"
+_SQUARES_ONLY = (
+    "dinov2",
+    "dinov2_with_registers",
+    "beit",
+    "clip",
+    "siglip",
+    "xclip",
+    "timesformer",
+    "vjepa2",
+)
 
 
 def class_named(host: nn.Module, package: str, *names: str) -> bool:
@@ -74,6 +85,9 @@ def _configurations(host: nn.Module) -> Iterator[str]:
 
 def configuration_built_for(geometry: Geometry, stored: Any) -> Any:
     """The configuration changed to that of a model built for a geometry; squares as one number."""
+    squares_only = getattr(stored, "model_type", "").removesuffix("_vision_model") in _SQUARES_ONLY
+    if squares_only and (geometry.height != geometry.width or geometry.patch[0] != geometry.patch[1]):
+        _warn_of_loading(f"{type(stored).__name__} can say of square frames and patches only")
     sizes: dict[str, tuple[int, int]] = {
         **{"image_size": (geometry.height, geometry.width), "patch_size": geometry.patch},
         "crop_size": (geometry.height, geometry.width),  # V-JEPA 2's, which cannot say of other than squares
@@ -89,6 +103,13 @@ def configuration_built_for(geometry: Geometry, stored: Any) -> Any:
     return stored
 
 
+def _warn_of_loading(reason: str) -> None:
+    warnings.warn(
+        f"from_pretrained will not give the baked model again, for {reason}: save it whole, with torch.save.",
+        stacklevel=5,  # of this function, the configuration's, State.follow and bake: the line that bakes
+    )
+
+
 def configuration_with_that_table(geometry: Geometry, stored: Any) -> Any:
     """The configuration, changed only where the grid stays: VideoMAE numbers its tokens anew by it."""
     rows, columns = (
@@ -98,7 +119,10 @@ def configuration_with_that_table(geometry: Geometry, stored: Any) -> Any:
         )
     )
     same = (stored.num_frames // stored.tubelet_size, rows, columns) == (geometry.steps, *geometry.grid)
-    return configuration_built_for(geometry, stored) if same else stored
+    if not same:
+        _warn_of_loading(f"{type(stored).__name__} keeps its sizes, by which the table is numbered anew")
+        return stored
+    return configuration_built_for(geometry, stored)
 
 
 def positions_as_they_are(geometry: Geometry, method: Any) -> Callable[..., Tensor]:

@@ -62,6 +62,7 @@ def test_host_state_is_put_back(case: Case) -> None:
 @pytest.mark.filterwarnings(
     "ignore:A state dict of the baked model lacks .*position_embeddings"
 )  # VideoMAE's
+@pytest.mark.filterwarnings("ignore:from_pretrained will not give the baked model again")
 @every_case
 def test_baked_and_copied(case: Case) -> None:
     """A baked model is plain, and its own: also where a method of it was fixed."""
@@ -188,7 +189,8 @@ class TestTransformers:
         for size, same in (((4, 48, 48), True), ((4, 64, 32), True), ((6, 48, 48), False)):
             with torch.no_grad():
                 expected = case.call(model, case.clip(size))
-                with nullcontext() if same else pytest.warns(UserWarning, match="lacks videomae.*position"):
+                table = nullcontext() if same else pytest.warns(UserWarning, match="lacks videomae.*position")
+                with table, nullcontext() if same else pytest.warns(UserWarning, match="keeps its sizes, by"):
                     baked = fv.bake(model, frames=size[0], size=size[1:])
                 baked.save_pretrained(tmp_path)
                 if same:
@@ -197,6 +199,21 @@ class TestTransformers:
                 else:
                     with pytest.raises(RuntimeError, match="mismatch"):
                         type(case.make()).from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize("name", ["DINOv2", "CLIP", "TimeSformer", "V-JEPA 2", "ViT", "ViViT"])
+    def test_baked_for_frames_that_are_not_square(self, name: str, tmp_path: Path) -> None:
+        """Where no configuration can say so, a warning does."""
+        case = named(f"{name} (transformers)")
+        model, size = fv.make_flexible(case.build(), policy="static-patch"), (case.base[0], 48, 64)
+        squares_only = not name.startswith("Vi")
+        expected = "will not give the baked model again, for .*Config can say of square frames"
+        with pytest.warns(UserWarning, match=expected) if squares_only else nullcontext():
+            baked = fv.bake(model, frames=size[0], size=size[1:])
+        if not squares_only:
+            baked.save_pretrained(tmp_path)
+            loaded = type(case.make()).from_pretrained(tmp_path).eval()
+            with torch.no_grad():
+                assert torch.equal(case.call(loaded, case.clip(size)), case.call(model, case.clip(size)))
 
     def test_clip_of_frames_that_are_not_square(self) -> None:
         """As with its own option, which a flexible one needs not."""
