@@ -9,6 +9,8 @@ from flexvideo.train.keyed import keyed as keyed
 from flexvideo.train.log import read_log as read_log
 from flexvideo.train.loop import TrainResult as TrainResult
 from flexvideo.train.loop import train as train
+from flexvideo.train.pretrain import Pretraining as Pretraining
+from flexvideo.train.pretrain import pretrain as pretrain
 from flexvideo.train.schedule import learning_rate as learning_rate
 from flexvideo.train.start import replace_head as replace_head
 from flexvideo.train.validation import Validation as Validation
