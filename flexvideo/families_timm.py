@@ -126,7 +126,7 @@ def beit(host: nn.Module) -> Plan | None:
     return replace(
         plan,
         state=(*plan.state, *(State(f"{owner}.{index}", KeptGrid(plan.base.grid)) for owner in owners)),
-        fixed=(*plan.fixed, *(f"{owner}.{name}" for owner in owners for name in built_with)),
+        fixed=(*plan.fixed, *those_stored(host, *(f"{o}.{name}" for o in owners for name in built_with))),
     )
 
 
