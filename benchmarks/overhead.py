@@ -2,7 +2,8 @@
 
     python benchmarks/overhead.py [--device cuda] [--models tiny middle] [--batches 1 8]
 
-The two are timed in turns, so that a slow moment slows both; the figure is the median of the ratios.
+The two are timed in turns, each first in half of them, so that a slow moment slows both; the figure is the
+median of the ratios, beside its standard error: on a shared machine that can be larger than the figure.
 """
 
 import argparse
@@ -28,6 +29,13 @@ def seconds(run: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def timed(runs: tuple[Callable[[], object], ...], device: str, *, swapped: bool) -> tuple[float, float]:
+    """Wall time of the flexible and of the baked model, the one run right after the other."""
+    order = (1, 0) if swapped else (0, 1)
+    taken = {number: seconds(runs[number], device) for number in order}
+    return taken[0], taken[1]
 
 
 def forward(model: nn.Module, clip: torch.Tensor) -> Callable[[], object]:
@@ -62,8 +70,10 @@ def compare(
         runs = step(flexible, clip), step(plain, clip)
         for run in runs * 2:
             run()
-        pairs = [tuple(seconds(run, device) for run in runs) for _ in range(repeats)]
-        ratio = statistics.median(a / b for a, b in pairs)
+        pairs = [timed(runs, device, swapped=bool(number % 2)) for number in range(repeats)]
+        ratios = [a / b for a, b in pairs]
+        ratio = statistics.median(ratios)
+        error = 125.3 * statistics.stdev(ratios) / repeats**0.5
         milliseconds = 1e3 * statistics.median(a for a, _ in pairs)
         rows.append(
             {
@@ -75,11 +85,12 @@ def compare(
                 "flexible_ms": milliseconds,
                 "baked_ms": 1e3 * statistics.median(b for _, b in pairs),
                 "overhead_percent": 100 * (ratio - 1),
+                "standard_error_percent": error,
             }
         )
         print(
             f"{name:>7} {mode:>6}  batch {batch:2d}, {frames} x {size}: {milliseconds:9.1f} ms, "
-            f"overhead {100 * (ratio - 1):+.2f} %",
+            f"overhead {100 * (ratio - 1):+.2f} % (standard error {error:.2f} %)",
             flush=True,
         )
     return rows
