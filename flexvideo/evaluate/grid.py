@@ -1,6 +1,7 @@
 """Cells of a grid of geometries: what a clip is, what the model makes of it, and what that costs."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -155,6 +156,11 @@ def _gflops(shadow: nn.Module, cell: Cell) -> float | None:
     try:
         with FlopCounterMode(display=False) as counter:
             shadow(clip.to(next(shadow.parameters()).dtype), **options)
-    except (NotImplementedError, RuntimeError):  # operators of others that know no meta device
+    except (NotImplementedError, RuntimeError) as error:  # operators of others that know no meta device
+        reason = str(error).partition("\n")[0]
+        warnings.warn(
+            f"GFLOPs are left out: {type(shadow).__name__} does not run without values ({reason})",
+            stacklevel=3,
+        )
         return None
     return counter.get_total_flops() / 1e9

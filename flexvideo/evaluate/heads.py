@@ -166,14 +166,14 @@ def solve_heads(
             line_search_fn="strong_wolfe",
         )
 
-        def loss(weight: Tensor = weight, bias: Tensor = bias, strength: float = strength) -> Tensor:
+        def loss(weight: Tensor = weight, bias: Tensor = bias, strength: float = strength) -> float:
             weight.grad = bias.grad = None
             fit = F.cross_entropy(F.linear(x, weight, bias), labels)
             value = fit + weight.square().sum() / (2 * strength * len(x))
             value.backward()
-            return value.detach()
+            return value.item()
 
-        optimizer.step(loss)  # type: ignore[arg-type]  # torch declares a closure that returns a number
+        optimizer.step(loss)
         weight, bias = weight.detach(), bias.detach()
         found[strength] = Head(weight, bias)
     return [found[strength] for strength in strengths]

@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("cpu.c")
@@ -73,5 +74,10 @@ def _cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError) as error:
+        warnings.warn(
+            f"The C kernels cannot be kept, so every process compiles them anew ({error}): set XDG_CACHE_HOME "
+            "to a folder that can be written.",
+            stacklevel=2,
+        )
         return Path(tempfile.mkdtemp(prefix="flexvideo-"))

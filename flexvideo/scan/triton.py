@@ -30,7 +30,7 @@ def backward(grad: Tensor, *inputs_and_saved: Tensor | list[Tensor]) -> tuple[Te
     *inputs, (states,) = inputs_and_saved
     u, A = inputs[0], inputs[2]
     launch = launch_for(*u.shape, A.shape[-1], multiprocessors(u.device))
-    return scan_backward(grad, *inputs, states, launch=launch)[:8]
+    return scan_backward(grad, *inputs, states, launch=launch)
 
 
 def saved(u: Tensor, A: Tensor) -> list[Tensor]:

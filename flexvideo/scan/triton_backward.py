@@ -11,7 +11,7 @@ which is found again on the way; as forward, whichever direction comes second to
 A short batch is split into spans as in the forward pass: one pass finds what each span hands back of a zero
 gradient, and the same chain over the spans gives the gradient with which each begins.
 
-Counted on an H100, 16 x 3137 tokens: 42 instructions an update, so 2.3 ms at one a clock; it takes 7.0. With
+Counted on an H100, 16 x 3137 tokens: 42 instructions an update, so 2.3 ms at one a clock; it takes 8.0. With
 255 registers a thread (2.7 of the 42 are spills) two warps a scheduler issue 40 % of the time; a third of the
 stalls wait for memory, a tenth for instructions. Tried and slower: two channels a thread, fewer registers.
 """
@@ -26,13 +26,16 @@ from flexvideo.scan.triton_tile import (
     LOG2E,
     floats,
     from_lane,
+    gate_gradients,
     load_rows,
     load_tile,
     over_lanes,
+    put,
     sigmoid,
     softplus,
     stacked,
     store_tile,
+    sums_of,
 )
 
 STEPS = 4  # of a tile
@@ -57,7 +60,6 @@ def backward_kernel(
     du_ptr,
     ddelta_ptr,
     dz_ptr,
-    out_ptr,
     da_ptr,
     dbc_ptr,
     dskip_ptr,
@@ -78,7 +80,6 @@ def backward_kernel(
     BLOCK: tl.constexpr,
     ENDS: tl.constexpr,
     CARRY: tl.constexpr,
-    OUT: tl.constexpr,
 ):
     """One span of the backward pass: with ENDS only what it hands back of a zero gradient.
 
@@ -106,7 +107,6 @@ def backward_kernel(
     ddelta_at = ddelta_ptr + (kb * L + t_first) * D + d
     grad_at = grad_ptr + (b * L + t_first) * D + d
     dz_at = dz_ptr + (b * L + t_first) * D + d
-    out_at = out_ptr + (b * L + t_first) * D + d
     z_at = z_ptr + b * z_b + t_first.to(tl.int64) * z_l + d
     bc_at = bc_ptr + (kb * rows + s) * NP + lane * (NR // 2)
     carry_at = carry_ptr + ((kb * spans + index) * NP + lane * NR) * D + d
@@ -273,8 +273,6 @@ def backward_kernel(
                     store_tile(
                         dz_at + far, gate_gradients(whole, gate, grad_now, TT // NL), t, sign, D, end, TT, NL
                     )
-                    if OUT:
-                        store_tile(out_at + far, gated(whole, gate, TT // NL), t, sign, D, end, TT, NL)
                 over_channels = tl.sum(stacked(grads, COUNT, [BD, NL, K]), 0)  # [NL, K, COUNT]
                 column = tl.arange(0, COUNT)[None, None, :]
                 row = tile * TT + column // (2 * NR)
@@ -291,45 +289,6 @@ def backward_kernel(
             tl.store(da_ptr + part * NP + lane * NR + i, da[i], mask=on)
         tl.store(dskip_ptr + part + lane * 0, over_lanes(dskip, NL), mask=on & (lane == 0))
         tl.store(dbias_ptr + part + lane * 0, over_lanes(dbias, NL), mask=on & (lane == 0))
-
-
-@triton.jit
-def put(values, mine, value, Q: tl.constexpr, COUNT: tl.constexpr):
-    """The tuple with `value` added to its Q-th tensor where `mine`."""
-    out = ()
-    for q in tl.static_range(COUNT):
-        out = out + (tl.where(mine, values[q] + value, values[q]) if q == Q else values[q],)
-    return out
-
-
-@triton.jit
-def sums_of(values, others, COUNT: tl.constexpr):
-    """Sums of two tuples."""
-    out = ()
-    for q in tl.static_range(COUNT):
-        out = out + (values[q] + others[q].to(tl.float32),)
-    return out
-
-
-@triton.jit
-def gated(values, gate, COUNT: tl.constexpr):
-    """Multiply by silu(gate)."""
-    out = ()
-    for q in tl.static_range(COUNT):
-        g = gate[q].to(tl.float32)
-        out = out + (values[q] * g * sigmoid(g),)
-    return out
-
-
-@triton.jit
-def gate_gradients(values, gate, grad, COUNT: tl.constexpr):
-    """Gradients of the gate: grad times values times the slope of the SiLU."""
-    out = ()
-    for q in tl.static_range(COUNT):
-        g = gate[q].to(tl.float32)
-        open = sigmoid(g)
-        out = out + (grad[q].to(tl.float32) * values[q] * open * (1.0 + g * (1.0 - open)),)
-    return out
 
 
 @triton.jit(do_not_specialize=["L", "rows", "parts"])
@@ -368,9 +327,8 @@ def scan_backward(
     states: Tensor,
     *,
     launch: Launch,
-    remake: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The 8 gradients and, with `remake`, the output of the forward pass again (else an empty tensor)."""
+    """The gradients of the eight inputs, in their order."""
     (k, b, l, d), n = u.shape, A.shape[-1]
     padded, spans = launch.states, launch.spans
     held, channels, steps = max(4, padded // STEPS), CHANNELS, STEPS
@@ -384,7 +342,7 @@ def scan_backward(
     decay = torch.empty(k, b, spans, d, **wide)
     scratch = torch.empty(b * spans * parts, BLOCK // steps, k, padded, channels, **wide)
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
-    dz, out = torch.empty_like(grad), torch.empty_like(grad if remake else grad[:0])
+    dz = torch.empty_like(grad)
     da = torch.empty(b * spans, k, d, padded, **wide)
     dskip, dbias = torch.empty(b * spans, k, d, **wide), torch.empty(b * spans, k, d, **wide)
     dbc = torch.empty(parts, k, b, launch.rows, 2, padded, **wide)
@@ -406,7 +364,6 @@ def scan_backward(
             du,
             ddelta,
             dz,
-            out,
             da,
             dbc,
             dskip,
@@ -427,7 +384,6 @@ def scan_backward(
             BLOCK=BLOCK,
             ENDS=ends,
             CARRY=spans > 1 and not ends,
-            OUT=remake,
             num_warps=max(1, k * lanes * channels // 128),
         )
 
@@ -437,4 +393,4 @@ def scan_backward(
     run(ends=False)
     dB, dC = B.new_empty(k, b, l, n), C.new_empty(k, b, l, n)
     unpack_kernel[triton.cdiv(l, 16), b, k](dbc, dB, dC, l, launch.rows, parts, N=n, NP=padded, ROWS=16)
-    return du, ddelta, da.sum(0)[..., :n], dB, dC, dskip.sum(0), dz, dbias.sum(0), out
+    return du, ddelta, da.sum(0)[..., :n], dB, dC, dskip.sum(0), dz, dbias.sum(0)

@@ -12,7 +12,7 @@ A short batch has too few channels to fill the device. Then time is split into s
 each span does to a zero state, a chain over the spans gives the state at which each begins, and the second
 pass is the kernel above. That costs each exponential twice.
 
-Counted on an H100, 16 x 3137 tokens: 10.1 instructions an update, so 0.55 ms at one a clock; it takes 1.17.
+Counted on an H100, 16 x 3137 tokens: 10.1 instructions an update, so 0.55 ms at one a clock; it takes 1.23.
 Two warps a scheduler (168 registers a thread, mostly B and C of the next tile) issue 54 % of the time, and
 some schedulers have three. Tried and slower: a lane a channel; one channel a lane (more warps, but 12.5
 instructions); tiles of 8 (the assembler moves the loads of B and C down to their uses unless they cross the

@@ -124,3 +124,32 @@ def stacked(values, COUNT: tl.constexpr, shape: tl.constexpr):
             pairs = pairs + (tl.join(values[i], values[i + (COUNT >> (level + 1))]),)
         values = pairs
     return tl.reshape(values[0], shape + [COUNT])
+
+
+@triton.jit
+def put(values, mine, value, Q: tl.constexpr, COUNT: tl.constexpr):
+    """The tuple with `value` added to its Q-th tensor where `mine`."""
+    out = ()
+    for q in tl.static_range(COUNT):
+        out = out + (tl.where(mine, values[q] + value, values[q]) if q == Q else values[q],)
+    return out
+
+
+@triton.jit
+def sums_of(values, others, COUNT: tl.constexpr):
+    """Sums of two tuples."""
+    out = ()
+    for q in tl.static_range(COUNT):
+        out = out + (values[q] + others[q].to(tl.float32),)
+    return out
+
+
+@triton.jit
+def gate_gradients(values, gate, grad, COUNT: tl.constexpr):
+    """Gradients of the gate: grad times values times the slope of the SiLU."""
+    out = ()
+    for q in tl.static_range(COUNT):
+        g = gate[q].to(tl.float32)
+        open = sigmoid(g)
+        out = out + (grad[q].to(tl.float32) * values[q] * open * (1.0 + g * (1.0 - open)),)
+    return out
