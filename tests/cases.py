@@ -1,6 +1,6 @@
 """One case a kind of model: how to build it, which clips it takes, and what each of its tokens must receive.
 
-Tests of families, the gallery and the support matrix (benchmarks/support_matrix.py) run over lists of these.
+Tests of families, the gallery and the support matrix (support_matrix.py) run over lists of these.
 What a case knows of token order and of rows of class tokens is written here by hand, from the model's own
 source, and never taken from a plan. Add a list of your own in a file like this one, and name it in `sources`.
 """
