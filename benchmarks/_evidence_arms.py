@@ -11,7 +11,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from _evidence_budget import budget, mean_clips
 from _evidence_data import TensorSource, drawn, load_start
 from _evidence_scale import Kind, Scale, drawn_set
 from torch import nn
@@ -20,6 +19,7 @@ import flexvideo as fv
 from flexvideo.data.augment import Augment
 from flexvideo.data.motion import MotionSet, RenderedSet
 from flexvideo.data.posed import posed_clips
+from flexvideo.data.sampler import clip_tokens
 from flexvideo.evaluate import Cell, NativeSize, cells, extract, linear_probe, retrieval, save_result
 from flexvideo.policy import Policy
 from flexvideo.train import TrainConfig, read_log, replace_head, train
@@ -34,6 +34,7 @@ TASKS = ("retrieval", "probe")
 _PAPER = "paper"  # rule by which tables are resized
 _PARTS = 4  # flexible training has one of so many parts of the epochs
 _WARMUP = 1 / 14  # of a training
+_DRAWS = 2000
 _AUGMENT = Augment(sampling="random", scale=(0.5, 1.0), smoothing=0.1)
 
 
@@ -209,17 +210,19 @@ def policy_of(scale: Scale, kind: Kind, arm: Arm) -> Policy:
 
 
 def config_of(scale: Scale, kind: Kind, arm: Arm, seed: int, clips: int) -> TrainConfig:
-    """The recipe of an arm for so many clips: vanilla's, but for epochs, or for steps of as many tokens."""
-    policy, base, at_once = policy_of(scale, kind, arm), scale.base, scale.clips
-    tokens, epochs = scale.tokens, scale.epochs
-    if arm.quarter:
-        tokens, epochs = budget(policy, base, tokens=tokens, clips=at_once), epochs // _PARTS
+    """The recipe of an arm for so many clips: vanilla's, at its highest rate, but for its epochs.
+
+    With a quarter of the epochs, a step has at most as many clips as vanilla's; otherwise as many tokens.
+    """
+    epochs = scale.epochs // _PARTS if arm.quarter else scale.epochs
+    most = scale.clips if arm.quarter else None
     return TrainConfig(
         epochs=epochs,
-        steps=None if arm.quarter else math.ceil(clips / at_once),
-        tokens=tokens,
+        steps=None if arm.quarter else math.ceil(clips / scale.clips),
+        tokens=scale.tokens,
+        clips=most,
         balanced=True,
-        lr=scale.lr * REFERENCE_CLIPS / mean_clips(policy, base, tokens=tokens),
+        lr=scale.lr * REFERENCE_CLIPS / _mean_clips(policy_of(scale, kind, arm), scale, most),
         warmup_epochs=max(1, round(epochs * _WARMUP)),
         clip_norm=1.0,
         drop_path=0.1,
@@ -228,6 +231,13 @@ def config_of(scale: Scale, kind: Kind, arm: Arm, seed: int, clips: int) -> Trai
         seed=seed,
         keep=1,
     )
+
+
+def _mean_clips(policy: Policy, scale: Scale, most: int | None) -> float:
+    """Clips of a step on average, by which the rate is scaled."""
+    drawn = (policy.sample(scale.base, seed=0, epoch=0, step=step) for step in range(_DRAWS))
+    held = (scale.tokens // clip_tokens(policy, scale.base, spec) for spec in drawn)
+    return fmean(held if most is None else (min(most, clips) for clips in held))
 
 
 def _measure(place: Place, kind: Kind, arm: Arm, row: str, seed: int, folder: Path) -> None:

@@ -107,7 +107,7 @@ def test_vanilla_comes_with_every_baseline():
 
 @pytest.mark.parametrize("kind", ["short", "long"])
 def test_arms_of_a_quarter_learn_as_vanilla_does(kind):
-    """A quarter of the epochs, as many clips a step where the largest allows it, and the same rate."""
+    """A quarter of the epochs, no larger steps in clips or tokens, and the same rate."""
     evidence, scale = module("_evidence_arms"), module("_evidence_scale").FULL
     kind, clips = scale.kind(kind), 2000
     for arm in evidence.arms(scale, kind):
@@ -118,14 +118,13 @@ def test_arms_of_a_quarter_learn_as_vanilla_does(kind):
             assert config.epochs * config.steps == scale.epochs * -(-clips // scale.clips)
             continue
         sampler = StepSampler(
-            [0] * clips, policy=policy, base=scale.base, tokens=config.tokens, cells=1, seed=0
+            [0] * clips, policy=policy, base=scale.base, tokens=config.tokens, clips=config.clips, seed=0
         )
         steps = sum(map(sampler.steps_in, range(config.epochs)))
         a_step = sampler.count_clips(config.epochs).total() / steps
         assert config.epochs * 4 == scale.epochs
         assert config.lr * a_step / 256 == pytest.approx(scale.lr, rel=0.2)
-        if arm.name != "flex-all":  # of which one clip can be half of the budget
-            assert a_step == pytest.approx(scale.clips, rel=0.15)
+        assert scale.clips / 2 < a_step <= scale.clips
 
 
 @pytest.mark.slow

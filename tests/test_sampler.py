@@ -19,10 +19,17 @@ laws = settings(deadline=None, max_examples=50)
 
 
 def sampler(
-    clips: int, *, tokens: int = 4 * LARGEST, cells: int = 1, seed: int = 0, steps: int | None = None
+    count: int,
+    *,
+    tokens: int = 4 * LARGEST,
+    clips: int | None = None,
+    cells: int = 1,
+    seed: int = 0,
+    steps: int | None = None,
 ) -> StepSampler:
+    labels = [0] * count
     return StepSampler(
-        [0] * clips, policy=POLICY, base=BASE, tokens=tokens, cells=cells, seed=seed, steps=steps
+        labels, policy=POLICY, base=BASE, tokens=tokens, clips=clips, cells=cells, seed=seed, steps=steps
     )
 
 
@@ -109,6 +116,30 @@ def test_a_spec_that_is_never_drawn_is_counted_too() -> None:
     counted = sampler(4, tokens=99 * LARGEST).count_clips(1)
     assert len(counted) == 6
     assert sorted(counted.values()) == [0, 0, 0, 0, 0, 4]
+
+
+@laws
+@given(clips=st.integers(4, 40), cells=st.integers(1, 4), seed=st.integers(0, 9))
+def test_no_step_takes_more_clips_than_allowed(clips: int, cells: int, seed: int) -> None:
+    """And those whose budget holds fewer take as many as before; every clip is still seen once."""
+    free = sampler(60, tokens=9 * LARGEST, cells=cells, seed=seed)
+    plans = sampler(60, tokens=9 * LARGEST, clips=clips, cells=cells, seed=seed)
+    full = {plan.spec: plan.clips for plan in (free.plan(0, step) for step in range(free.steps_in(0) - 1))}
+    for step in range(plans.steps_in(0) - 1):
+        plan = plans.plan(0, step)
+        assert plan.clips <= clips // cells * cells
+        if plan.spec in full:
+            assert plan.clips == min(full[plan.spec], clips // cells * cells)
+    assert plans.count_clips(1).total() == 60 // cells * cells
+
+
+def test_too_few_clips_a_step_for_the_cells() -> None:
+    message = (
+        "At most 3 clips a step cannot be shared by 4 micro-batches (ranks times accumulation) of 1 or more; "
+        "allow 4, or use fewer of these."
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        sampler(60, tokens=9 * LARGEST, clips=3, cells=4)
 
 
 @laws

@@ -129,6 +129,7 @@ def _common_arguments(parser: argparse.ArgumentParser, *, preset: str) -> None:
         ("epochs", int, "rounds of the data"),
         ("steps", int, "optimiser steps of an epoch, instead of one pass over the data"),
         ("tokens", int, "budget of a step, over all GPUs and accumulation"),
+        ("clips", int, "most clips of a step, where the budget holds more"),
         ("accumulate", int, "batches that make up a step on each GPU"),
         ("lr", float, "learning rate for 256 clips a step"),
         ("seed", int, "of everything that is drawn"),
@@ -232,7 +233,7 @@ def _config(options: Options) -> TrainConfig:
             changes[field] = json.loads(value)
         except ValueError:
             changes[field] = value
-    for field in ("epochs", "steps", "tokens", "accumulate", "lr", "seed"):
+    for field in ("epochs", "steps", "tokens", "clips", "accumulate", "lr", "seed"):
         if getattr(options, field) is not None:
             changes[field] = getattr(options, field)
     preset = PRESETS[options.preset].to_config()

@@ -63,6 +63,7 @@ class FlexLoader:
         policy: what training draws from.
         base: sizes that the model was built for, as its plan tells.
         tokens: budget of an optimiser step, over all ranks and micro-batches.
+        clips: the most clips of a step, over all of them; None is as many as the budget holds.
         steps: optimiser steps of an epoch; None is one pass over the clips, of as many steps as it takes:
             `steps_in` counts those of an epoch, `total_steps` those of a training.
         seed: any whole number.
@@ -101,6 +102,7 @@ class FlexLoader:
         policy: Policy,
         base: Base,
         tokens: int,
+        clips: int | None = None,
         steps: int | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -127,6 +129,7 @@ class FlexLoader:
             policy=policy,
             base=base,
             tokens=tokens,
+            clips=clips,
             cells=world * accumulate,
             seed=seed,
             steps=steps,

@@ -90,16 +90,19 @@ def epoch_order(
 class StepSampler:
     """The plans of all steps of a training: a pure function of (seed, epoch, step).
 
-    Every step draws its sizes from the policy, and holds as many clips of that size as the token budget
-    allows, rounded down to whole cells. The steps of an epoch walk over one random order of the clips: each
-    clip is seen once. The last step takes what is left; clips that do not fill its cells evenly, fewer than
-    there are cells, are left out.
+    Every step draws its sizes from the policy, and holds as many clips of that size as the token budget and
+    `clips` allow, rounded down to whole cells. The steps of an epoch walk over one random order of the clips:
+    each clip is seen once. The last step takes what is left; clips that do not fill its cells evenly, fewer
+    than there are cells, are left out.
 
     Args:
         labels: of every clip.
         policy: what training draws from.
         base: sizes that the model was built for.
         tokens: budget of a step, over all ranks and micro-batches.
+        clips: the most clips of a step, over all of them; None is as many as the budget holds. Where a small
+            clip has a hundredth of the tokens of a large one, a budget for large ones makes an epoch of few
+            steps.
         cells: ranks times micro-batches.
         seed: any whole number.
         steps: steps of an epoch, which then walks over the clips as often as it takes; None is one pass, of
@@ -108,7 +111,7 @@ class StepSampler:
         repeats: how often each clip is there, side by side in its cell; the budget counts every one.
 
     Raises:
-        ConfigError: fewer clips than cells.
+        ConfigError: fewer clips, or fewer clips of a step, than cells.
         GeometryError: a spec of which the budget does not hold a clip for every cell.
 
     Example:
@@ -126,6 +129,7 @@ class StepSampler:
         policy: Policy,
         base: Base,
         tokens: int,
+        clips: int | None = None,
         cells: int = 1,
         seed: int = 0,
         steps: int | None = None,
@@ -137,11 +141,17 @@ class StepSampler:
                 f"{len(labels)} clips cannot be shared by {cells} micro-batches (ranks times accumulation); "
                 "use fewer of these."
             )
+        if clips is not None and clips < cells * repeats:
+            raise ConfigError(
+                f"At most {clips} clips a step cannot be shared by {cells} micro-batches (ranks times "
+                f"accumulation) of {repeats} or more; allow {cells * repeats}, or use fewer of these."
+            )
+        most = None if clips is None else clips // repeats
         self._labels, self._policy, self._base = tuple(labels), policy, base
         self._cells, self._seed, self._steps = cells, seed, steps
         self._balanced, self._repeats = balanced, repeats
         self._sizes = {
-            spec: _step_clips(policy, base, spec, tokens=tokens, cells=cells, repeats=repeats)
+            spec: _step_clips(policy, base, spec, tokens=tokens, most=most, cells=cells, repeats=repeats)
             for spec in policy.specs(base)
         }
         self._schedules: dict[int, _Schedule] = {}
@@ -210,8 +220,17 @@ class _Schedule(NamedTuple):
     ends: list[int]
 
 
-def _step_clips(policy: Policy, base: Base, spec: ClipSpec, *, tokens: int, cells: int, repeats: int) -> int:
-    """Clips of a step: as many as the budget holds, shared evenly by the cells."""
+def _step_clips(
+    policy: Policy,
+    base: Base,
+    spec: ClipSpec,
+    *,
+    tokens: int,
+    most: int | None,
+    cells: int,
+    repeats: int,
+) -> int:
+    """Clips of a step, repeats not counted: what the budget holds and `most` allows, shared evenly."""
     each = clip_tokens(policy, base, spec) * repeats
     if tokens < each * cells:
         times = f", {repeats} times," if repeats > 1 else ""
@@ -221,7 +240,8 @@ def _step_clips(policy: Policy, base: Base, spec: ClipSpec, *, tokens: int, cell
             f"times accumulation): it takes {each * cells:,}. Raise the budget, or use smaller clips or "
             "fewer micro-batches."
         )
-    return tokens // (each * cells) * cells
+    held = tokens // each
+    return (held if most is None else min(held, most)) // cells * cells
 
 
 def _shuffled(items: Sequence[_Item], draw: Random) -> list[_Item]:

@@ -24,6 +24,7 @@ class TrainConfig:
         epochs: passes over the clips, or rounds of `steps`.
         steps: optimiser steps of an epoch; None is one pass over the clips.
         tokens: budget of an optimiser step over all ranks and accumulated batches, class tokens not counted.
+        clips: the most clips of a step, over all of them; None is as many as the budget holds.
         accumulate: batches of each rank that make up a step.
         balanced: whether every class is seen equally often.
         lr: highest learning rate, for 256 clips a step.
@@ -58,6 +59,7 @@ class TrainConfig:
     epochs: int = 12
     steps: int | None = None
     tokens: int = 64 * TOKENS_16X224
+    clips: int | None = None
     accumulate: int = 1
     balanced: bool = False
     lr: float = 1e-3
@@ -83,7 +85,9 @@ class TrainConfig:
         counts = ("epochs", "tokens", "accumulate", "evaluate_every", "log_every", "checkpoint_every", "keep")
         for name in counts:
             self._expect(name, getattr(self, name) >= 1, "at least 1")
-        self._expect("steps", self.steps is None or self.steps >= 1, "at least 1, or None")
+        for name in ("steps", "clips"):
+            value = getattr(self, name)
+            self._expect(name, value is None or value >= 1, "at least 1, or None")
         self._expect(
             "warmup_epochs", 0 <= self.warmup_epochs <= self.epochs, f"from 0 to epochs={self.epochs}"
         )

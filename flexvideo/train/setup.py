@@ -60,6 +60,7 @@ class Training:
             policy=drawn,
             base=base,
             tokens=config.tokens,
+            clips=config.clips,
             steps=config.steps,
             seed=config.seed,
             rank=self.rank,
