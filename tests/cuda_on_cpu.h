@@ -6,6 +6,7 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
 
@@ -156,6 +157,7 @@ template <class T> static T __shfl_xor_sync(unsigned, T x, int mask) { return cp
 
 static inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
 static inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
+static inline float select(int yes, float a, float b) { return yes ? a : b; }
 static inline float exp2_fast(float x) { return exp2f(x); }
 static inline float reciprocal(float x) { return 1.0f / x; }
 static inline float half_to_float(unsigned short x) { _Float16 y; memcpy(&y, &x, 2); return (float)y; }
@@ -166,5 +168,20 @@ static inline unsigned bfloat_bits(float x) {
     return x != x ? 0x7fffu : (y + 0x7fffu + (y >> 16 & 1u)) >> 16;  // to nearest, ties to even
 }
 static inline unsigned bfloats(float low, float high) { return bfloat_bits(low) | bfloat_bits(high) << 16; }
+// tensor cores: sums (16 x 8) += factors (16 x 8) times values (8 x 8), of whose numbers 11 bits are read
+static inline float rounded(float x) { return __uint_as_float(__float_as_uint(x) + 0x1000u & 0xffffe000u); }
+static inline void multiply(float (&sums)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
+    static float given[cpu::MOST / 32][2][32][6];
+    int warp = cpu::current / 32, lane = cpu::current % 32;
+    auto& all = given[warp][cpu::turn[cpu::current] ^= 1];
+    float mine[6] = {a0, a1, a2, a3, b0, b1};
+    for (int i = 0; i < 6; i++) all[lane][i] = __uint_as_float(__float_as_uint(mine[i]) & 0xffffe000u);
+    cpu::wait(cpu::warps[warp], 32);
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 8; k++)
+            sums[i] += all[lane / 4 * 4 + k % 4][i / 2 + k / 4 * 2] * all[(lane % 4 * 2 + i % 2) * 4 + k % 4][4 + k / 4];
+}
+static inline void publish(unsigned* flag) { *flag = 1; }
+static inline void await(const unsigned* flag) { if (!*flag) abort(); }
 using std::min;
 using std::max;

@@ -1,0 +1,581 @@
+// The gradients of the selective scan, both directions in one launch, bitwise the same on every run.
+//
+// The mathematics and what is kept are those of triton_backward.py. What differs is who does what:
+// - A lane holds 2 channels x HELD states; a warp is 16 channels of one direction, a block WARPS warps a direction.
+//   Lane = half * 16 + own * 4 + place: `own` is the quarter of the states that it holds, and the step of a tile (of 4)
+//   whose inputs and outputs it reads, prepares and writes; channel pair = half * 4 + place.
+// - A block of 64 steps is walked forward from the state that the forward pass kept, and the state before each tile is
+//   put aside in shared memory; then tiles from last to first have their states and decays in registers.
+// - Gradients of B and C are sums over channels of products, which is what tensor cores do: for one state of a lane,
+//   the matrix (4 places x 2 channels) by (2 halves x 4 quarters of the states) is multiplied from the left by a row
+//   of factors, dt u or the gradient of y. Rows are (dB or dC, half, step), so a tile fills one accumulator a state;
+//   columns of the other half are waste. Factors are rounded to 11 bits, which float16 and bfloat16 do not notice;
+//   float32 sums exact products, each in two parts. The sums lie where the tile's state was put aside, until the block
+//   of 64 steps is done: then warps are added, in order, to one row a block of threads.
+// - Work is dealt out evenly: a chain is the walk of one block of threads over its span, cut where its share ends. The
+//   second piece of a chain waits for the first, which another block of threads does before all else.
+//
+// Macros: DTYPE; DIRECTIONS; STATES, KEPT_STATES of them in memory; HELD states a lane; WARPS a direction; EVEN channels
+// may be read in pairs; ENDS only what each span hands back of a zero gradient; CARRY begin with such; REMAKE the
+// output of the forward pass too; FAR what is put aside is in global memory.
+#include "cuda_common.cuh"
+
+#ifndef CUDA_ON_CPU
+// sums += factors (16 x 8) times values (8 x 8), of whose numbers the tensor cores read 11 bits
+static __device__ __forceinline__ void multiply(float (&sums)[4], float a0, float a1, float a2, float a3, float b0,
+                                                float b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+          "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+static __device__ __forceinline__ float rounded(float x) {
+    unsigned y;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return __uint_as_float(y);
+}
+
+static __device__ __forceinline__ void publish(unsigned* flag) {
+    asm volatile("fence.acq_rel.gpu; st.relaxed.gpu.u32 [%0], 1;" ::"l"(flag) : "memory");
+}
+
+static __device__ __forceinline__ void await(const unsigned* flag) {
+    unsigned seen;
+    do {
+        asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+    } while (seen == 0);
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+#endif
+
+#define STEPS 4   // of a tile, one for each of the lanes that share a pair of channels
+#define KEPT 64   // steps between two states kept by the forward pass
+#define TILES (KEPT / STEPS)
+#define PADDED (4 * HELD)
+#define ROW (PADDED / 2)   // float4 of B and C at one step
+#define QUADS (HELD / 2)   // float4 of the states of a lane
+#define SLOT (QUADS * WARP)  // float4 put aside for a tile: states of a warp, later two halves of sums
+#define CHANNELS (16 * WARPS)
+#define GROUP (WARPS * WARP)  // threads of a direction
+#define THREADS (DIRECTIONS * GROUP)
+
+typedef long long Long;
+
+struct Inputs {
+    const Scalar *grad, *u, *delta;
+    const float* A;
+    const Scalar *B, *C;
+    const float* skip;
+    const Scalar* z;
+    const float *bias, *states;
+    Long L, D, rows, b_k, b_b, b_l, c_k, c_b, c_l, z_b, z_l;
+};
+
+struct Outputs {
+    float *carry, *decay;
+    Scalar *du, *ddelta, *dz, *out;
+    float *da, *dbc, *dskip, *dbias;
+};
+
+// Where a thread is: `d` and `d + 1` are its channels.
+struct Place {
+    int lane, warp, k, sign, half, own, pair, d;
+    bool on, second;
+    Long b, kb, samples;
+    float4 *aside, *hand;
+    float2* hand_grad;
+    float* rows;  // B and C of the block of 64 steps
+};
+
+// What a walk carries along; `a` is A log2(e).
+struct Walk {
+    float a[2][HELD], back[2][HELD], da[2][HELD], dskip[2], dbias[2], total[2];
+};
+
+// A lane's inputs at its own step of a tile.
+struct Own {
+    Pair u, delta, grad, z;
+    bool inside;
+    Long at, at_out;
+};
+
+// constants: of a number that it does not know the compiler reserves all 16
+DEVICE void wait_for_group(const Place& me) {
+    if (me.k)
+        barrier(2, GROUP);
+    else
+        barrier(1, GROUP);
+}
+
+DEVICE Pair load_pair(const Scalar* from, Long at, bool on, bool second) {
+#if EVEN
+    return on ? *(const Pair*)(from + at) : pack(0.0f, 0.0f);
+#else
+    return pair_of(on ? from[at] : from_float(0.0f), on && second ? from[at + 1] : from_float(0.0f));
+#endif
+}
+
+DEVICE void store_pair(Scalar* to, Long at, float low, float high, bool on, bool second) {
+#if EVEN
+    if (on) *(Pair*)(to + at) = pack(low, high);
+#else
+    if (on) to[at] = from_float(low);
+    if (on && second) to[at + 1] = from_float(high);
+#endif
+}
+
+DEVICE void load_states(float (&x)[HELD], const float* from) {
+#pragma unroll
+    for (int i = 0; i < HELD; i += 4) {
+        float4 q = *(const float4*)(from + i);
+        x[i] = q.x, x[i + 1] = q.y, x[i + 2] = q.z, x[i + 3] = q.w;
+    }
+}
+
+// The inputs of step `own` of the tile that begins at step s of the direction.
+DEVICE Own load_own(const Inputs& in, const Place& me, Long s, bool all) {
+    Own x;
+    Long step = s + me.own, t = me.k == 0 ? step : in.rows - 1 - step;
+    x.inside = t >= 0 && t < in.L && me.on;
+    x.at = (me.kb * in.L + t) * in.D + me.d;
+    x.at_out = (me.b * in.L + t) * in.D + me.d;
+    x.u = load_pair(in.u, x.at, x.inside, me.second);
+    x.delta = load_pair(in.delta, x.at, x.inside, me.second);
+    x.grad = x.z = pack(0.0f, 0.0f);
+    if (all) {
+        x.grad = load_pair(in.grad, x.at_out, x.inside, me.second);
+        x.z = load_pair(in.z, me.b * in.z_b + t * in.z_l + me.d, x.inside, me.second);
+    }
+    return x;
+}
+
+DEVICE float2 load_two(const float* from, const Place& me) {
+    return make_float2(me.on ? from[0] : 0.0f, me.on && me.second ? from[1] : 0.0f);
+}
+
+// dt and dt u of the lane's own step, to all lanes of its channels.
+DEVICE float2 hand_over(const Inputs& in, const Place& me, const Own& x) {
+    float2 u = unpack(x.u), delta = unpack(x.delta), bias = load_two(in.bias + me.k * in.D + me.d, me);
+    float2 dt = make_float2(0.0f, 0.0f);
+    if (x.inside) dt = make_float2(softplus(delta.x + bias.x), softplus(delta.y + bias.y));
+    me.hand[me.own * 8 + me.pair] = make_float4(dt.x, dt.y, dt.x * u.x, dt.y * u.y);
+    return dt;
+}
+
+// The gradient of the output before the gate, likewise.
+DEVICE float2 hand_grad_over(const Place& me, const Own& x) {
+    float2 grad = unpack(x.grad), z = unpack(x.z);
+    float2 gy = make_float2(grad.x * z.x * sigmoid(z.x), grad.y * z.y * sigmoid(z.y));
+    me.hand_grad[me.own * 8 + me.pair] = gy;
+    return gy;
+}
+
+// B and C of 64 steps as float32.
+DEVICE void fill_rows(const Inputs& in, const Place& me, Long s) {
+#pragma unroll 4
+    for (int e = me.warp * WARP + me.lane; e < KEPT * 2 * PADDED; e += GROUP) {
+        int n = e % PADDED, of_c = e / PADDED % 2;
+        Long step = s + e / (2 * PADDED), t = me.k == 0 ? step : in.rows - 1 - step;
+        const Scalar* from = of_c ? in.C + me.k * in.c_k + me.b * in.c_b + t * in.c_l
+                                  : in.B + me.k * in.b_k + me.b * in.b_b + t * in.b_l;
+        me.rows[e] = n < STATES && t >= 0 && t < in.L ? to_float(from[n]) : 0.0f;
+    }
+}
+
+DEVICE void put_aside(const Place& me, int tile, const float (&h)[2][HELD]) {
+#pragma unroll
+    for (int c = 0; c < 2; c++)
+#pragma unroll
+        for (int i = 0; i < HELD; i += 4)
+            me.aside[tile * SLOT + (c * QUADS / 2 + i / 4) * WARP + me.lane] =
+                make_float4(h[c][i], h[c][i + 1], h[c][i + 2], h[c][i + 3]);
+}
+
+DEVICE void take_back(const Place& me, int tile, float (&h)[2][HELD]) {
+#pragma unroll
+    for (int c = 0; c < 2; c++)
+#pragma unroll
+        for (int i = 0; i < HELD; i += 4) {
+            float4 q = me.aside[tile * SLOT + (c * QUADS / 2 + i / 4) * WARP + me.lane];
+            h[c][i] = q.x, h[c][i + 1] = q.y, h[c][i + 2] = q.z, h[c][i + 3] = q.w;
+        }
+}
+
+// One step of the recurrence; the decays are kept where the walk back wants them.
+DEVICE void step(const Place& me, int tile, int p, const float (&a)[2][HELD], const float (&h)[2][HELD],
+                 float (&decay)[2][HELD], float (&next)[2][HELD]) {
+    float4 x = me.hand[p * 8 + me.pair];
+    float b[HELD];
+    load_states(b, me.rows + (tile * STEPS + p) * 2 * PADDED + me.own * HELD);
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        decay[0][i] = exp2_fast(x.x * a[0][i]);
+        decay[1][i] = exp2_fast(x.y * a[1][i]);
+        next[0][i] = fmaf(decay[0][i], h[0][i], x.z * b[i]);
+        next[1][i] = fmaf(decay[1][i], h[1][i], x.w * b[i]);
+    }
+}
+
+// The states before each tile of the 64 steps from s, from the state kept by the forward pass.
+DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Long s) {
+    const float* kept = in.states + ((me.kb * (in.rows / KEPT) + s / KEPT) * KEPT_STATES + me.own * HELD) * in.D + me.d;
+    float h[2][HELD], decay[2][HELD];
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        float2 x = me.own * HELD + i < STATES ? load_two(kept + i * in.D, me) : make_float2(0.0f, 0.0f);
+        h[0][i] = x.x, h[1][i] = x.y;
+    }
+    Own next = load_own(in, me, s, false);
+#pragma unroll 1
+    for (int tile = 0; tile < TILES - 1; tile++) {
+        put_aside(me, tile, h);
+        Own x = next;
+        next = load_own(in, me, s + (tile + 1) * STEPS, false);
+        hand_over(in, me, x);
+        __syncwarp();
+#pragma unroll
+        for (int p = 0; p < STEPS; p++) step(me, tile, p, w.a, h, decay, h);
+        __syncwarp();
+    }
+    put_aside(me, TILES - 1, h);
+}
+
+// The lane whose bit is set keeps `high`, the other `low`, each with what the other lane had of it.
+DEVICE float fold(float low, float high, int bit, const Place& me) {
+    bool upper = me.lane & bit;
+    float kept = upper ? high : low, sent = upper ? low : high;
+    return kept + __shfl_xor_sync(ALL, sent, bit);
+}
+
+// sums[kind] += over the channels of the warp, factor times value, into the row of step p.
+DEVICE void over_channels(float (&sums)[4], int kind, bool mine, float2 own, float f0, float f1, float v0, float v1) {
+#if DTYPE == 0
+    float one = mine ? 1.0f : 0.0f, whole = fmaf(f1, v1, f0 * v0);
+    float high = __uint_as_float(__float_as_uint(whole) & 0xffffe000u), low = whole - high;
+    if (kind == 0)
+        multiply(sums, one, 0.0f, one, 0.0f, high, low);
+    else
+        multiply(sums, 0.0f, one, 0.0f, one, high, low);
+#else
+    float a0 = mine ? own.x : 0.0f, a1 = mine ? own.y : 0.0f;
+    if (kind == 0)
+        multiply(sums, a0, 0.0f, a1, 0.0f, v0, v1);
+    else
+        multiply(sums, 0.0f, a0, 0.0f, a1, v0, v1);
+#endif
+}
+
+// The sums of dB and dC over the channels of each half, where the tile's states were.
+DEVICE void keep_sums(const Place& me, int tile, const float (&sums)[HELD][4]) {
+    int row = me.lane / 4, place = me.lane % 4;  // of the accumulators: rows half * 4 + step, columns two by two
+    if (row / 4 != place / 2) return;
+    float4* to = me.aside + tile * SLOT + row * ROW + place % 2 * 2 * (HELD / 4);
+#pragma unroll
+    for (int kind = 0; kind < 2; kind++)
+#pragma unroll
+        for (int q = 0; q < 2; q++)
+#pragma unroll
+            for (int i = 0; i < HELD; i += 4)
+                to[kind * ROW / 2 + q * (HELD / 4) + i / 4] =
+                    make_float4(sums[i][2 * kind + q], sums[i + 1][2 * kind + q], sums[i + 2][2 * kind + q],
+                                sums[i + 3][2 * kind + q]);
+}
+
+// y, sum of g B, sum of A q: of each of the two channels.
+struct Parts {
+    float y[2], through_b[2], through_a[2];
+};
+
+DEVICE Parts fold_parts(const Parts& low, const Parts& high, int bit, const Place& me) {
+    Parts x;
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+        x.y[c] = fold(low.y[c], high.y[c], bit, me);
+        x.through_b[c] = fold(low.through_b[c], high.through_b[c], bit, me);
+        x.through_a[c] = fold(low.through_a[c], high.through_a[c], bit, me);
+    }
+    return x;
+}
+
+// One step back.
+DEVICE Parts step_back(const Place& me, int tile, int p, Walk& w, const float (&before)[2][HELD],
+                       const float (&after)[2][HELD], const float (&decay)[2][HELD], float (&sums)[HELD][4],
+                       float2 own_dtu, float2 own_gy) {
+    float4 x = me.hand[p * 8 + me.pair];
+    float2 gy2 = me.hand_grad[p * 8 + me.pair];
+    const float* row = me.rows + (tile * STEPS + p) * 2 * PADDED + me.own * HELD;
+    const float dt[2] = {x.x, x.y}, gy[2] = {gy2.x, gy2.y};
+    float b[HELD], cs[HELD], g[2][HELD];
+    load_states(b, row);
+    load_states(cs, row + PADDED);
+    Parts parts = {};
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            g[c][i] = fmaf(gy[c], cs[i], w.back[c][i]);
+            parts.y[c] = fmaf(cs[i], after[c][i], parts.y[c]);
+            parts.through_b[c] = fmaf(g[c][i], b[i], parts.through_b[c]);
+            w.back[c][i] = decay[c][i] * g[c][i];
+            float left = w.back[c][i] * before[c][i];
+            parts.through_a[c] = fmaf(w.a[c][i], left, parts.through_a[c]);
+            w.da[c][i] = fmaf(dt[c], left, w.da[c][i]);
+        }
+        over_channels(sums[i], 0, me.own == p, own_dtu, x.z, x.w, g[0][i], g[1][i]);
+        over_channels(sums[i], 1, me.own == p, own_gy, gy[0], gy[1], after[0][i], after[1][i]);
+    }
+    return parts;
+}
+
+// Gradients at the lane's own step, from the sums over all states.
+DEVICE void finish(const Inputs& in, const Outputs& to, const Place& me, Walk& w, const Own& x, const Parts& sum,
+                   Pair partner, bool second_visit) {
+    float2 u2 = unpack(x.u), delta2 = unpack(x.delta), grad2 = unpack(x.grad), z2 = unpack(x.z);
+    float2 other2 = unpack(partner);
+    float2 bias2 = load_two(in.bias + me.k * in.D + me.d, me), skip2 = load_two(in.skip + me.k * in.D + me.d, me);
+    float4 dt4 = me.hand[me.own * 8 + me.pair];
+    float2 gy2 = me.hand_grad[me.own * 8 + me.pair];
+    const float u[2] = {u2.x, u2.y}, delta[2] = {delta2.x, delta2.y}, grad[2] = {grad2.x, grad2.y};
+    const float z[2] = {z2.x, z2.y}, bias[2] = {bias2.x, bias2.y}, skip[2] = {skip2.x, skip2.y};
+    const float dt[2] = {dt4.x, dt4.y}, gy[2] = {gy2.x, gy2.y}, other[2] = {other2.x, other2.y};
+    float du[2], ddelta[2], dz[2], out[2];
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+        float slope = sigmoid(delta[c] + bias[c]);
+        du[c] = fmaf(sum.through_b[c], dt[c], skip[c] * gy[c]);
+        ddelta[c] = x.inside ? fmaf(sum.through_a[c], LN2, sum.through_b[c] * u[c]) * slope : 0.0f;
+        w.dskip[c] = fmaf(gy[c], u[c], w.dskip[c]);
+        w.dbias[c] += ddelta[c];
+        float y = fmaf(skip[c], u[c], sum.y[c]);
+        float open = sigmoid(z[c]), whole = y + other[c];
+        out[c] = whole * z[c] * open;
+        dz[c] = second_visit ? grad[c] * whole * open * fmaf(z[c], 1.0f - open, 1.0f) : y;
+    }
+    store_pair(to.du, x.at, du[0], du[1], x.inside, me.second);
+    store_pair(to.ddelta, x.at, ddelta[0], ddelta[1], x.inside, me.second);
+    store_pair(to.dz, x.at_out, dz[0], dz[1], x.inside, me.second);
+#if REMAKE
+    if (second_visit) store_pair(to.out, x.at_out, out[0], out[1], x.inside, me.second);
+#endif
+}
+
+// One tile: states and decays again, then back. `second_visit`: the other direction has been here.
+DEVICE void tile_back(const Inputs& in, const Outputs& to, const Place& me, Walk& w, const Own& x, int tile,
+                      bool second_visit) {
+    Pair partner = pack(0.0f, 0.0f);
+    if (DIRECTIONS == 2) partner = load_pair(to.dz, x.at_out, x.inside && second_visit, me.second);
+    float2 dt = hand_over(in, me, x), gy = hand_grad_over(me, x), u = unpack(x.u);
+    float2 own_dtu = make_float2(rounded(dt.x * u.x), rounded(dt.y * u.y));
+    float2 own_gy = make_float2(rounded(gy.x), rounded(gy.y));
+    float h[STEPS + 1][2][HELD], decay[STEPS][2][HELD], sums[HELD][4] = {};
+    take_back(me, tile, h[0]);
+    __syncwarp();
+#pragma unroll
+    for (int p = 0; p < STEPS; p++) step(me, tile, p, w.a, h[p], decay[p], h[p + 1]);
+    Parts parts[STEPS];
+#pragma unroll
+    for (int p = STEPS - 1; p >= 0; p--) {
+        parts[p] = step_back(me, tile, p, w, h[p], h[p + 1], decay[p], sums, own_dtu, own_gy);
+        if (p % 2 == 0) parts[p] = fold_parts(parts[p], parts[p + 1], 4, me);
+    }
+    keep_sums(me, tile, sums);
+    finish(in, to, me, w, x, fold_parts(parts[0], parts[2], 8, me), partner, second_visit);
+    __syncwarp();
+}
+
+// Add the sums of the warps of the direction, in their order.
+DEVICE void store_sums(const Inputs& in, const Outputs& to, const Place& me, const float4* first, int part, Long s) {
+    float4* rows = (float4*)to.dbc + (((Long)part * DIRECTIONS + me.k) * me.samples + me.b) * in.rows * ROW + s * ROW;
+#pragma unroll 1
+    for (int e = me.warp * WARP + me.lane; e < KEPT * ROW; e += GROUP) {
+        const float4* from = first + e / (STEPS * ROW) * SLOT + e % (STEPS * ROW);
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+        for (int i = 0; i < 2 * WARPS; i++) {
+            float4 x = from[i / 2 * TILES * SLOT + i % 2 * STEPS * ROW];
+            sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+        }
+        rows[e] = sum;
+    }
+}
+
+// One tile of the pass that only finds what a span hands back.
+DEVICE void tile_ends(const Inputs& in, const Place& me, Walk& w, const Own& x, int tile) {
+    float2 dt = hand_over(in, me, x);
+    hand_grad_over(me, x);
+    w.total[0] += dt.x, w.total[1] += dt.y;
+    __syncwarp();
+#pragma unroll
+    for (int p = STEPS - 1; p >= 0; p--) {
+        float4 y = me.hand[p * 8 + me.pair];
+        float2 gy = me.hand_grad[p * 8 + me.pair];
+        float cs[HELD];
+        load_states(cs, me.rows + (tile * STEPS + p) * 2 * PADDED + PADDED + me.own * HELD);
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            w.back[0][i] = exp2_fast(y.x * w.a[0][i]) * fmaf(gy.x, cs[i], w.back[0][i]);
+            w.back[1][i] = exp2_fast(y.y * w.a[1][i]) * fmaf(gy.y, cs[i], w.back[1][i]);
+        }
+    }
+    __syncwarp();
+}
+
+// Sums at the beginning of a chain, or where its first piece left them. chain_row: of the sums; carry_row: of carry.
+DEVICE Walk begin_walk(const Inputs& in, const Outputs& to, const Place& me, Long chain_row, Long carry_row,
+                       bool resumed) {
+    Walk w = {};
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+        bool on = c == 0 ? me.on : me.on && me.second;
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            int n = me.own * HELD + i;
+            bool held = on && n < STATES;
+            w.a[c][i] = held ? in.A[((Long)me.k * in.D + me.d + c) * STATES + n] * LOG2E : 0.0f;
+            if (held && (CARRY || resumed)) w.back[c][i] = to.carry[(carry_row * KEPT_STATES + n) * in.D + me.d + c];
+            if (held && resumed) w.da[c][i] = to.da[(chain_row * in.D + me.d + c) * STATES + n];
+        }
+        if (on && resumed && me.own == 0) {
+            w.dskip[c] = to.dskip[chain_row * in.D + me.d + c];
+            w.dbias[c] = to.dbias[chain_row * in.D + me.d + c];
+        }
+    }
+    return w;
+}
+
+DEVICE float over_own(float x) {
+    x += __shfl_xor_sync(ALL, x, 4);
+    return x + __shfl_xor_sync(ALL, x, 8);
+}
+
+// The counterpart of begin_walk, for a second piece or as results.
+DEVICE void end_walk(const Inputs& in, const Outputs& to, const Place& me, const Walk& w, Long chain_row,
+                     Long carry_row) {
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+        bool on = c == 0 ? me.on : me.on && me.second;
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            int n = me.own * HELD + i;
+            if (on && n < KEPT_STATES) to.carry[(carry_row * KEPT_STATES + n) * in.D + me.d + c] = w.back[c][i];
+#if !ENDS
+            if (on && n < STATES) to.da[(chain_row * in.D + me.d + c) * STATES + n] = w.da[c][i];
+#endif
+        }
+#if ENDS
+        float total = over_own(w.total[c]);
+        if (on && me.own == 0) to.decay[carry_row * in.D + me.d + c] = total;
+#else
+        float dskip = over_own(w.dskip[c]), dbias = over_own(w.dbias[c]);
+        if (on && me.own == 0) to.dskip[chain_row * in.D + me.d + c] = dskip;
+        if (on && me.own == 0) to.dbias[chain_row * in.D + me.d + c] = dbias;
+#endif
+    }
+}
+
+// The 64 steps from s, whose first tile is `tile_of_span` of its span; from `meet` on down the other has been there.
+DEVICE void block_back(const Inputs& in, const Outputs& to, const Place& me, Walk& w, Long s, int tile_of_span,
+                       int meet) {
+    Own next = load_own(in, me, s + (TILES - 1) * STEPS, true);
+#if !ENDS
+    find_states(in, me, w, s);
+#endif
+#pragma unroll 1
+    for (int tile = TILES - 1; tile >= 0; tile--) {
+        if (DIRECTIONS == 2 && !ENDS && tile_of_span + tile == meet - 1) __syncthreads();
+        Own x = next;
+        if (tile > 0) next = load_own(in, me, s + (tile - 1) * STEPS, true);
+#if ENDS
+        tile_ends(in, me, w, x, tile);
+#else
+        tile_back(in, to, me, w, x, tile, DIRECTIONS == 1 || tile_of_span + tile < meet);
+#endif
+    }
+}
+
+// Walk positions [begin, end) of a chain; position 0 is the last block of the span in the direction's own order.
+DEVICE void piece(const Inputs& in, const Outputs& to, Place me, int chain, int parts, int span, int spans, int begin,
+                  int end) {
+    int part = chain % parts, c = chain / parts % spans, index = me.k == 0 ? c : spans - 1 - c;
+    me.b = chain / parts / spans;
+    me.kb = me.k * me.samples + me.b;
+    me.d = part * CHANNELS + me.warp * 16 + me.pair * 2;
+    me.on = me.d < in.D, me.second = me.d + 1 < in.D;
+    Long chain_row = (me.b * spans + c) * DIRECTIONS + me.k, carry_row = me.kb * spans + index;
+    Walk w = begin_walk(in, to, me, chain_row, carry_row, begin > 0);
+    int first = c * span, length = min(span, (int)in.rows - first);
+    if (me.k == 1) first = (int)in.rows - first - length;
+    for (int at = begin; at < min(end, length / KEPT); at++) {
+        int block = length / KEPT - 1 - at, s = first + block * KEPT;
+        fill_rows(in, me, s);
+        wait_for_group(me);
+        block_back(in, to, me, w, s, block * TILES, length / STEPS / 2);
+        wait_for_group(me);
+#if !ENDS
+        store_sums(in, to, me, me.aside - me.warp * TILES * SLOT, part, s);
+#endif
+    }
+    end_walk(in, to, me, w, chain_row, carry_row);
+}
+
+// carry (k, b, spans, KEPT_STATES, d), decay (k, b, spans, d): as forward. da (b * spans, k, d, n), dskip and dbias
+// (b * spans, k, d), dbc (parts, k, b, rows, 2, PADDED): sums of a chain, a block of channels. share: blocks of 64
+// steps that a block of threads does, of all chains; at least a chain. flags: zeros, one a chain.
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) scan_backward(
+    const Scalar* grad, const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const Scalar* C,
+    const float* skip, const Scalar* z, const float* bias, const float* states, float* carry, float* decay, Scalar* du,
+    Scalar* ddelta, Scalar* dz, Scalar* out, float* da, float* dbc, float* dskip, float* dbias, float4* far,
+    unsigned* flags, Long L, Long D, Long samples, Long rows, Long span, Long spans, Long share, Long b_k, Long b_b,
+    Long b_l, Long c_k, Long c_b, Long c_l, Long z_b, Long z_l) {
+    DYNAMIC_SHARED(shared);
+    Inputs in = {grad, u, delta, A, B, C, skip, z, bias, states, L, D, rows, b_k, b_b, b_l, c_k, c_b, c_l, z_b, z_l};
+    Outputs to = {carry, decay, du, ddelta, dz, out, da, dbc, dskip, dbias};
+    int lane = threadIdx.x % WARP, any = threadIdx.x / WARP;
+    Place me;
+    me.lane = lane, me.warp = any % WARPS, me.k = any / WARPS, me.own = lane / 4 % 4;
+    me.pair = lane / 16 * 4 + lane % 4, me.samples = samples;
+    me.rows = (float*)shared + me.k * KEPT * 2 * PADDED;
+    float4* rest = shared + DIRECTIONS * KEPT * ROW;
+    me.hand = rest + any * 48, me.hand_grad = (float2*)(me.hand + 32);
+#if FAR
+    me.aside = far + ((Long)blockIdx.x * DIRECTIONS * WARPS + any) * TILES * SLOT;
+#else
+    me.aside = rest + DIRECTIONS * WARPS * 48 + any * TILES * SLOT;
+#endif
+    int parts = (int)((D + CHANNELS - 1) / CHANNELS), whole = (int)(span / KEPT);
+    int all = (int)(parts * spans * samples) * whole;
+    // whoever waits has the higher index than whom it waits for, so that this one is running
+    int from = (int)((gridDim.x - 1 - blockIdx.x) * share), end = min(from + (int)share, all);
+    while (from < end) {
+        int chain = from / whole, last = (chain + 1) * whole, until = min(end, last);
+        if (until < last) {
+            if (threadIdx.x == 0) await(flags + chain);
+            __syncthreads();
+        }
+        piece(in, to, me, chain, parts, (int)span, (int)spans, last - until, last - from);
+        if (from > chain * whole) {
+            __syncthreads();
+            if (threadIdx.x == 0) publish(flags + chain);
+        }
+        from = until;
+    }
+}
+KERNEL(scan_backward)
+
+// Add the sums of the blocks of channels, in their order, and put them in the order of the sequence.
+extern "C" __global__ void __launch_bounds__(256) add_sums(const float* dbc, Scalar* db, Scalar* dc, Long L, Long rows,
+                                                           Long parts) {
+    Long e = (Long)blockIdx.x * 256 + threadIdx.x, t = e / (2 * PADDED);
+    int n = e % PADDED, of_c = e / PADDED % 2;
+    if (t >= L || n >= STATES) return;
+    Long k = blockIdx.z, b = blockIdx.y, kb = k * gridDim.y + b;
+    Long stride = (Long)gridDim.z * gridDim.y * rows * 2 * PADDED;
+    const float* from = dbc + (kb * rows + (k == 0 ? t : rows - 1 - t)) * 2 * PADDED + of_c * PADDED + n;
+    float sum = 0.0f;
+#pragma unroll 4
+    for (Long i = 0; i < parts; i++) sum += from[i * stride];
+    (of_c ? dc : db)[(kb * L + t) * STATES + n] = from_float(sum);
+}
+KERNEL(add_sums)
