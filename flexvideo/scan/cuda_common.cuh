@@ -22,6 +22,13 @@ static __device__ __forceinline__ float reciprocal(float x) {
     return y;
 }
 
+// yes ? a : b without a branch, which the compiler likes to make of a row of them, shuffles and all
+static __device__ __forceinline__ float select(int yes, float a, float b) {
+    float y;
+    asm("{ .reg .pred p; setp.ne.s32 p, %1, 0; selp.f32 %0, %2, %3, p; }" : "=f"(y) : "r"(yes), "f"(a), "f"(b));
+    return y;
+}
+
 // wait for `threads` threads of the block; id 1 to 15, since __syncthreads has 0
 static __device__ __forceinline__ void barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -52,6 +59,7 @@ static __device__ __forceinline__ unsigned bfloats(float low, float high) {
 #define WARP 32
 #define ALL 0xffffffffu  // every lane of a warp
 #define LOG2E 1.4426950408889634f
+#define NOT_THERE __uint_as_float(0xff800000u)  // minus infinity: the delta of a step of which softplus makes 0
 #define LN2 0.6931471805599453f
 
 // A scalar as it lies in memory, two and four neighbours of them as one word.
@@ -72,6 +80,7 @@ DEVICE float2 unpack(Pair x) { return x; }
 DEVICE Pair pack(float low, float high) { return make_float2(low, high); }
 DEVICE Pair pair_of(Scalar low, Scalar high) { return make_float2(low, high); }
 DEVICE float4 unpack(Quad x) { return x; }
+DEVICE Quad quad_of(Pair low, Pair high) { return make_float4(low.x, low.y, high.x, high.y); }
 #else
 #if DTYPE == 1
 DEVICE float to_float(Scalar x) { return half_to_float(x); }
@@ -86,6 +95,7 @@ DEVICE Pair pack(float low, float high) { return bfloats(low, high); }
 #endif
 DEVICE Scalar from_float(float x) { return (Scalar)pack(x, 0.0f); }
 DEVICE Pair pair_of(Scalar low, Scalar high) { return (unsigned)low | ((unsigned)high << 16); }
+DEVICE Quad quad_of(Pair low, Pair high) { return make_uint2(low, high); }
 DEVICE float4 unpack(Quad x) {
     float2 low = unpack(x.x), high = unpack(x.y);
     return make_float4(low.x, low.y, high.x, high.y);
