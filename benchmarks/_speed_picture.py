@@ -1,0 +1,78 @@
+"""Time of a clip against its tokens, drawn from the rows of results files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from _speed_table import Row, points, rank
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STYLES = {  # colour, line
+    "official": ("#7570b3", "-"),
+    "padded": ("#7570b3", ":"),
+    "ours": ("#d95f02", "-"),
+    "ours compiled": ("#d95f02", "--"),
+    "vit": ("#666666", "-"),
+    "vit compiled": ("#666666", "--"),
+    "floor": ("#bbbbbb", ":"),
+}
+NAMES = {
+    "official": "VideoMamba-M, official path",
+    "padded": "the same, padded to 2048",
+    "ours": "VideoMamba-M, flexvideo",
+    "ours compiled": "the same, compiled",
+    "vit": "transformer of the same size",
+    "vit compiled": "the same, compiled",
+    "floor": "floor of VideoMamba-M",
+}
+STEPS = {"forward": "forward pass", "train": "training step"}
+
+
+def draw_tokens(rows: Sequence[Row], path: Path) -> Path:
+    """Draw forward pass and training step side by side, in milliseconds a clip at a full batch.
+
+    Args:
+        rows: of results files.
+        path: where to write; the ending chooses the format.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for number, (step, title) in enumerate(STEPS.items(), start=1):
+        axes = figure.add_subplot(1, 2, number)
+        draw_step(rows, axes, step=step)
+        axes.set_title(title, fontsize=10)
+    figure.axes[0].set_ylabel("milliseconds a clip, full batch")
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def draw_step(rows: Sequence[Row], axes: "Axes", *, step: str) -> None:
+    """One line a column; of ours by backend the fastest, which is the one that `auto` takes."""
+    for column, shown in columns(rows, step).items():
+        costs = points(rows, shown, step)
+        colour, line = STYLES[column]
+        tokens = sorted(costs)
+        axes.plot(
+            tokens, [costs[t] for t in tokens], line, marker="o", ms=3, color=colour, label=NAMES[column]
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens a clip")
+    axes.grid(visible=True, which="both", alpha=0.2)
+
+
+def columns(rows: Sequence[Row], step: str) -> dict[str, str]:
+    """Styles, with the column of the rows that each stands for."""
+    names = sorted({str(row["column"]) for row in rows}, key=rank)
+    backends = [
+        name for name in names if name.startswith("ours ") and name not in STYLES and "graphed" not in name
+    ]
+    known = {name: name for name in STYLES if name in names and points(rows, name, step)}
+    measured = [name for name in backends if points(rows, name, step)]
+    if measured:
+        known["ours"] = max(measured, key=lambda name: len(points(rows, name, step)))
+    return {name: known[name] for name in STYLES if name in known}

@@ -1,0 +1,224 @@
+"""The speed benchmark: its official path computes what ours does, and no figure is lost to a fault."""
+
+import copy
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import flexvideo as fv
+from flexvideo.scan import selective_scan
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_the_path():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+class Scan:
+    """The extension `selective_scan_cuda`: one direction, sequences last."""
+
+    def gated(self, u, delta, A, B, C, D, z, bias):
+        last = (
+            u.mT[None],
+            delta.mT[None],
+            A[None],
+            B[:, 0].mT[None],
+            C[:, 0].mT[None],
+            D[None],
+            z.mT,
+            bias[None],
+        )
+        return selective_scan(*last, backend="reference").mT
+
+    def fwd(self, *inputs_and_softplus):
+        *inputs, softplus = inputs_and_softplus
+        assert softplus
+        assert all(x.stride(-1) == 1 for x in inputs)
+        out = self.gated(*inputs)
+        return out, torch.zeros(1), out
+
+    def bwd(self, *arguments):
+        *inputs, grad, _, _, d_z, _, _ = arguments
+        assert grad.stride(-1) == 1
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            grads = torch.autograd.grad(self.gated(*leaves), leaves, grad)
+        *first, d_z_, d_bias = grads
+        d_z.copy_(d_z_)
+        return *first, d_bias, d_z
+
+
+class Conv:
+    """The extension `causal_conv1d_cuda`."""
+
+    def convolved(self, x, weight, bias):
+        padded = F.pad(x, (weight.shape[1] - 1, 0))
+        return F.silu(F.conv1d(padded, weight[:, None], bias, groups=len(weight)))
+
+    def causal_conv1d_fwd(self, x, weight, bias, _1, _2, out, _3, silu):
+        assert silu
+        out.copy_(self.convolved(x, weight, bias))
+
+    def causal_conv1d_bwd(self, x, weight, bias, grad, _1, _2, _3, d_x, d_weight, d_bias, _4, silu):
+        with torch.enable_grad():
+            leaves = [each.detach().requires_grad_() for each in (x, weight, bias)]
+            grads = torch.autograd.grad(self.convolved(*leaves), leaves, grad)
+        for place, each in zip((d_x, d_weight, d_bias), grads, strict=True):
+            place.copy_(each)
+
+
+def add_norm(hidden, norm, residual):
+    total = hidden if residual is None else hidden + residual
+    return F.rms_norm(total, norm.weight.shape, norm.weight, norm.eps), total
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_official_path_computes_what_ours_does(monkeypatch, padded):
+    official = module("_speed_official")
+    monkeypatch.setattr(official, "CHUNK", 16)
+    monkeypatch.setattr(
+        official, "extension", {"selective_scan_cuda": Scan(), "causal_conv1d_cuda": Conv()}.__getitem__
+    )
+    torch.manual_seed(0)
+    ours = fv.VideoMamba(img_size=32, depth=2, embed_dim=32, num_classes=5, num_frames=3, drop_path_rate=0.0)
+    for name, parameter in ours.named_parameters():
+        if name.endswith("bias") or "A" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    theirs = official.OfficialVideoMamba(copy.deepcopy(ours), padded=padded, add_norm=add_norm)
+    clip = torch.randn(2, 3, 3, 32, 32)
+    expected, found = ours(clip), theirs(clip)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    expected.square().sum().backward()
+    found.square().sum().backward()
+    for (name, mine), other in zip(ours.named_parameters(), theirs.model.parameters(), strict=True):
+        assert (mine.grad - other.grad).norm() <= 1e-4 * mine.grad.norm() + 1e-7, name
+
+
+def test_floor_is_the_counted_one():
+    floor = module("_speed_floor")
+    sizes = {"width": 576, "depth": 32, "weights": 74_000_000, "batch": 8, "tokens": 3137}
+    assert floor.model_floor(**sizes, train=False) == pytest.approx(16.6, abs=0.1)
+    assert 60 < floor.model_floor(**sizes, train=True) < 68
+    assert floor.scan_forward(16 * 3137, 1152).milliseconds == pytest.approx(0.6, abs=0.01)
+
+
+def test_plan_holds_every_case_once():
+    plan = module("_speed_plan")
+    for kind in ("quick", "full", "toy"):
+        cases = plan.plan(kind, ["cuda", "triton"])
+        assert len(cases) == len(set(cases))
+        assert all(plan.case_of(case.row()) == case for case in cases)
+    full = plan.plan("full", ["cuda", "triton"])
+    assert set(plan.plan("quick", ["cuda", "triton"])) <= set(full)
+    assert max(case.tokens for case in full) == 100_353
+    geometries = {(case.frames, case.size) for case in full if case.what == "tiny"}
+    assert {(8, 96), (8, 224), (16, 224), (32, 224), (64, 224), (16, 384)} <= geometries
+
+
+def order(folder: Path, *only: str, seconds: float = 60.0, resume: bool = False) -> SimpleNamespace:
+    return module("_speed_worker").Order("toy", only, seconds, resume, folder)
+
+
+def rows_of(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["rows"]
+
+
+def test_figures_are_written_and_resumed(tmp_path, monkeypatch):
+    worker = module("_speed_worker")
+    monkeypatch.setattr(module("_speed_timing"), "SECONDS", 0.0)
+    first = rows_of(worker.work(order(tmp_path, "4x48x2 forward ours")))
+    assert [row["column"] for row in first] == ["ours cpu"]
+    assert first[0]["ms"] > 0
+    assert first[0]["clips_per_s"] == pytest.approx(2e3 / first[0]["ms"], rel=0.01)
+    both = rows_of(worker.work(order(tmp_path, "4x48x2 forward", resume=True)))
+    assert both[0] == first[0]  # not measured again
+    assert [row["column"] for row in both] == ["ours cpu", "vit", "floor"]
+
+
+def test_a_case_that_ends_the_process_is_in_the_file(tmp_path, monkeypatch):
+    worker = module("_speed_worker")
+    monkeypatch.setattr(worker, "result", lambda case, subjects: sys.exit("a fault"))
+    with pytest.raises(SystemExit):
+        worker.work(order(tmp_path, "4x48x2 forward"))
+    (path,) = tmp_path.glob("*.json")
+    assert rows_of(path)[0]["error"] == worker.UNFINISHED
+    monkeypatch.undo()
+    rows = rows_of(worker.work(order(tmp_path, "4x48x2 forward", resume=True)))
+    assert ["error" in row for row in rows] == [True, False, False]
+
+
+def test_an_error_is_the_cell_and_the_rest_goes_on(tmp_path, monkeypatch):
+    worker = module("_speed_worker")
+
+    def fail(run, device):
+        raise torch.OutOfMemoryError("64 GiB")
+
+    monkeypatch.setattr(worker, "measure", fail)
+    rows = rows_of(worker.work(order(tmp_path, "4x48x2 forward")))
+    assert [row.get("error") for row in rows] == ["out of memory", "out of memory", None]
+    assert module("_speed_table").text(rows[0]) == "OOM"
+
+
+def test_nothing_begins_after_the_budget(tmp_path, capsys):
+    module("_speed_worker").work(order(tmp_path, "4x48x2 forward", seconds=-1.0))
+    assert "Out of time: 3 of 3 cases left" in capsys.readouterr().out
+
+
+def test_a_silent_process_is_ended(capsys):
+    speed = module("speed")
+    script = "import time; print(1, flush=True); time.sleep(60)"
+    lines, status = speed.watch([sys.executable, "-c", script], hang=2.0)
+    assert (lines, status != 0) == (1, True)
+    assert "Nothing for 2 s" in capsys.readouterr().out
+    assert speed.watch([sys.executable, "-c", "print(1); print(2); exit(3)"], hang=30.0) == (2, 3)
+
+
+def row(column: str, tokens_of: tuple[int, int], batch: int, milliseconds: float, **more: object) -> dict:
+    frames, size = tokens_of
+    plan = module("_speed_plan")
+    case = plan.Case("middle", frames, size, batch, column, str(more.pop("step", "forward")))
+    return {**case.row(), "ms": milliseconds, "clips_per_s": 0.0, "peak_gib": 15.0, **more}
+
+
+def test_targets_take_our_fastest_column():
+    rows = [row("ours triton", (16, 224), 16, 80.0), row("ours cuda", (16, 224), 16, 50.0)]
+    rows += [row("vit", (16, 224), 16, 40.0), row("ours cuda", (16, 224), 16, 240.0, step="train")]
+    forward, train = module("_speed_table").targets(rows)[2:]
+    assert [cell.strip() for cell in forward.split("|")[2:6]] == ["55 ms", "50 ms", "ours cuda", "yes"]
+    assert [cell.strip() for cell in train.split("|")[2:4]] == ["250 ms, 16 GiB", "240 ms, 15.0 GiB"]
+
+
+def test_crossing_lies_between_the_measured_lengths():
+    table = module("_speed_table")
+    assert table.crossing({1000: 2.0, 4000: 0.5}) == "from 2,000 tokens"
+    assert table.crossing({1000: 0.9, 4000: 1.5}) == "not up to 4,000 tokens"
+    assert table.crossing({1000: 0.9, 4000: 0.5}) == "from fewer than 1,000 tokens"
+    rows = [row("ours cuda", (8, 224), 32, 64.0), row("ours cuda", (32, 224), 8, 64.0)]
+    rows += [row("vit", (8, 224), 32, 32.0), row("vit", (32, 224), 8, 128.0)]
+    assert "ours cuda against vit: from 3," in table.crossings(rows)[1]
+
+
+def test_cost_of_a_token_over_the_lengths():
+    rows = [row("ours cuda", (16, 224), 32, 100.384), row("ours cuda", (512, 224), 1, 110.3883)]
+    (line,) = module("_speed_table").costs(rows)[2:]
+    assert [cell.strip() for cell in line.split("|")[1:5]] == ["ours cuda", "1.000", "1.100", "10%"]
+
+
+def test_picture_is_drawn_from_rows(tmp_path):
+    rows = [row(column, (frames, 224), 16, 50.0) for column in ("ours cuda", "vit") for frames in (8, 16)]
+    picture = module("_speed_picture").draw_tokens(rows, tmp_path / "speed.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
