@@ -1,0 +1,397 @@
+// The selective scan forward, both directions in one launch.
+//
+// A thread holds HELD = N / 4 states of 2 adjacent channels (a pair): 4 lanes share a pair, a warp holds 16 channels
+// of one direction. A block has WARPS warps a direction: direction 0 walks up, direction 1 down, by negative strides;
+// whichever comes second to a time adds what the other left in `out`, and gates. Time goes in tiles of STEPS: while
+// one tile is worked on, the next one's inputs are on their way to registers, and are then handed over through shared
+// memory: B and C as float32 (all channels of a block need them), and dt and dt u, which each lane finds for its own
+// pair and every fourth step, so that softplus, gate, loads and stores are spread over the lanes. Sums over the
+// states go over the 4 lanes transposed: 8 values in, 2 out, in the lane that has the inputs of that step.
+//
+// Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between two
+// states kept for the backward pass), PAIRS and QUADS (rows are aligned: 2 channels, 4 states are one load),
+// ENDS (only what a span does to a zero state), CARRY (the state at a span's beginning is read).
+#include "cuda_common.cuh"
+
+#define LANES 4
+#define GROUPS (STEPS / LANES)
+#define PER_WARP (WARP / LANES)  // pairs of a warp
+#define CHANNELS (2 * PER_WARP * WARPS)
+#define PADDED (LANES * HELD)
+#define SIDE (WARPS * WARP)  // threads of a direction
+#define TILE_QUADS (STEPS * 2 * HELD)
+#define LOADS ((TILE_QUADS + SIDE - 1) / SIDE)  // of a thread
+
+// What threads hand to each other of one tile.
+struct Tile {
+    float4 rows[DIRECTIONS][STEPS][2 * HELD];  // B, then C
+    float4 steps[DIRECTIONS * WARPS][STEPS][PER_WARP];  // dt and dt u of a pair's first, of its second channel
+};
+
+struct States {
+    float a[2][HELD], h[2][HELD];  // a: log2(e) A
+};
+
+// Where a thread is. `width`: channels of its pair that exist.
+struct Place {
+    int lane, pair, warp, side, sign, channel, width;
+};
+
+DEVICE Place place_of(int D) {
+    Place at;
+    int thread = threadIdx.x;
+    at.lane = thread % LANES;
+    at.pair = thread % WARP / LANES;
+    at.warp = thread / WARP;
+    at.side = __shfl_sync(ALL, thread / SIDE, 0);  // so that the compiler sees that a warp has one
+    at.sign = at.side ? -1 : 1;
+    at.channel = blockIdx.x * CHANNELS + 2 * (at.warp % WARPS * PER_WARP + at.pair);
+    at.width = max(0, min(2, D - at.channel));
+    return at;
+}
+
+// Own steps of the tensors of one shape, by the byte: one 32-bit number serves all of them. Steps that are not there
+// lie beyond `end`, as do those before the first, modulo 2^32.
+struct Cursor {
+    unsigned byte, group, end;  // group: from an own step to the next, LANES steps on
+    int width;
+};
+
+DEVICE Cursor cursor_of(const Place& at, int t, int stride, unsigned end) {
+    const int size = sizeof(Scalar);
+    return {(unsigned)(t * stride + at.channel) * size, (unsigned)(at.sign * LANES * stride * size), end, at.width};
+}
+
+DEVICE Pair load_pair(const Scalar* from, const Cursor& cursor, unsigned byte, bool here, Pair otherwise) {
+    const Scalar* at = (const Scalar*)((const char*)from + byte);
+#if PAIRS
+    return here ? *(const Pair*)at : otherwise;
+#else
+    float2 x = unpack(otherwise);
+    return pair_of(here ? at[0] : from_float(x.x), here && cursor.width > 1 ? at[1] : from_float(x.y));
+#endif
+}
+
+DEVICE void store_pair(Scalar* to, const Cursor& cursor, unsigned byte, float2 value) {
+    Scalar* at = (Scalar*)((char*)to + byte);
+    if (byte >= cursor.end) return;
+#if PAIRS
+    *(Pair*)at = pack(value.x, value.y);
+#else
+    at[0] = from_float(value.x);
+    if (cursor.width > 1) at[1] = from_float(value.y);
+#endif
+}
+
+// own steps of the tile that begins GROUPS * `ahead` groups on
+DEVICE void load_steps(Pair (&to)[GROUPS], const Scalar* from, const Cursor& cursor, int ahead, Pair otherwise) {
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        unsigned byte = cursor.byte + (g + GROUPS * ahead) * cursor.group;
+        to[g] = load_pair(from, cursor, byte, byte < cursor.end, otherwise);
+    }
+}
+
+// The thread's share of B and C: quads of states, its i-th in step `step(i)` and column `column(i)` of the tile.
+struct Rows {
+    const Scalar* at[LOADS];
+    long long tile[LOADS];  // elements from tile to tile
+    int t;
+};
+
+DEVICE int quad(int i) { return (int)threadIdx.x % SIDE + i * SIDE; }
+DEVICE int step_of(int i) { return quad(i) / (2 * HELD); }
+DEVICE int column_of(int i) { return quad(i) % (2 * HELD); }
+DEVICE bool has_quad(int i) { return TILE_QUADS % SIDE == 0 || quad(i) < TILE_QUADS; }
+
+DEVICE Rows rows_of(const Scalar* B, const Scalar* C, long long b_l, long long c_l, int t, int sign) {
+    Rows rows;
+    rows.t = t;
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+        bool second = column_of(i) >= HELD;
+        long long stride = second ? c_l : b_l;
+        rows.at[i] = (second ? C : B) + (t + sign * step_of(i)) * stride + 4 * (column_of(i) % HELD);
+        rows.tile[i] = sign * STEPS * stride;
+    }
+    return rows;
+}
+
+DEVICE Quad load_quad(const Scalar* at, int first, bool here) {
+#if QUADS
+    return here ? *(const Quad*)at : Quad();
+#else
+    Scalar x[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) x[i] = here && first + i < STATES ? at[i] : Scalar();
+    return quad_of(pair_of(x[0], x[1]), pair_of(x[2], x[3]));
+#endif
+}
+
+DEVICE void load_rows(Quad (&to)[LOADS], Rows& rows, int sign, int L) {
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+        bool here = has_quad(i) && (unsigned)(rows.t + sign * step_of(i)) < (unsigned)L;
+        to[i] = load_quad(rows.at[i], 4 * (column_of(i) % HELD), here);
+        rows.at[i] += rows.tile[i];
+    }
+    rows.t += sign * STEPS;
+}
+
+// Inputs of a tile on their way: own steps, and the share of B and C.
+struct Inputs {
+    Pair u[GROUPS], delta[GROUPS];
+    Quad rows[LOADS];
+};
+
+// Where a thread reads and writes in a Tile.
+struct Exchange {
+    const float4 *steps, *rows;
+    float4 *own, *filled;
+};
+
+DEVICE Exchange exchange_of(Tile& tile, const Place& at) {
+    return {&tile.steps[at.warp][0][at.pair], (const float4*)((const float*)&tile.rows[at.side][0][0] + at.lane * HELD),
+            &tile.steps[at.warp][at.lane][at.pair], &tile.rows[at.side][0][0] + quad(0)};
+}
+
+DEVICE void flip(Exchange& exchange, bool back) {
+    const int tile = (back ? -1 : 1) * (int)(sizeof(Tile) / sizeof(float4));
+    exchange.steps += tile, exchange.rows += tile;
+}
+
+DEVICE void flip_writes(Exchange& exchange, bool back) {
+    const int tile = (back ? -1 : 1) * (int)(sizeof(Tile) / sizeof(float4));
+    exchange.own += tile, exchange.filled += tile;
+}
+
+// hand the inputs of a tile over; returns the sum of dt over own steps
+DEVICE float2 hand_over(const Exchange& exchange, const Inputs& in, float2 bias) {
+    float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        float2 u = unpack(in.u[g]), delta = unpack(in.delta[g]);
+        float2 dt = make_float2(softplus(delta.x + bias.x), softplus(delta.y + bias.y));
+        sum.x += dt.x;
+        sum.y += dt.y;
+        exchange.own[LANES * g * PER_WARP] = make_float4(dt.x, dt.x * u.x, dt.y, dt.y * u.y);
+    }
+#pragma unroll
+    for (int i = 0; i < LOADS; i++)
+        if (has_quad(i)) exchange.filled[i * SIDE] = unpack(in.rows[i]);
+    return sum;
+}
+
+// the threads of a direction have handed over, and are done with the tile before
+DEVICE void wait_for_side(int side) {
+#if WARPS == 1
+    __syncwarp();
+#else
+    if (side)  // two constants: of a number that it does not know the compiler reserves all 16
+        barrier(2, SIDE);
+    else
+        barrier(1, SIDE);
+#endif
+}
+
+// one step of the recurrence; returns the sums over the own states
+DEVICE float2 advance(States& of, float4 step, const float* b, const float* c) {
+    float2 y = make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        of.h[0][i] = fmaf(exp2_fast(step.x * of.a[0][i]), of.h[0][i], step.y * b[i]);
+        of.h[1][i] = fmaf(exp2_fast(step.z * of.a[1][i]), of.h[1][i], step.w * b[i]);
+#if !ENDS
+        y.x = fmaf(of.h[0][i], c[i], y.x);
+        y.y = fmaf(of.h[1][i], c[i], y.y);
+#endif
+    }
+    return y;
+}
+
+// the lane's part of a row in shared memory
+DEVICE void read_held(float (&out)[HELD], const float* row) {
+#if HELD % 4 == 0
+#pragma unroll
+    for (int i = 0; i < HELD; i += 4) {
+        float4 x = *(const float4*)(row + i);
+        out[i] = x.x, out[i + 1] = x.y, out[i + 2] = x.z, out[i + 3] = x.w;
+    }
+#else
+#pragma unroll
+    for (int i = 0; i < HELD; i++) out[i] = row[i];
+#endif
+}
+
+DEVICE float exchanged(float keep, float send, int lanes) { return keep + __shfl_xor_sync(ALL, send, lanes); }
+
+// sums over the 4 lanes of the values of 4 steps: lane j gets those of step j
+DEVICE float2 transposed_sums(const float2 (&y)[LANES], int lane) {
+    const int high = lane & 2, odd = lane & 1;
+    float2 z[2];
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        z[j].x = exchanged(select(high, y[j + 2].x, y[j].x), select(high, y[j].x, y[j + 2].x), 2);
+        z[j].y = exchanged(select(high, y[j + 2].y, y[j].y), select(high, y[j].y, y[j + 2].y), 2);
+    }
+    return make_float2(exchanged(select(odd, z[1].x, z[0].x), select(odd, z[0].x, z[1].x), 1),
+                       exchanged(select(odd, z[1].y, z[0].y), select(odd, z[0].y, z[1].y), 1));
+}
+
+// the steps of group g: with ENDS nothing comes of them but the states
+DEVICE float2 advance_group(States& of, const Exchange& exchange, int g, int lane) {
+    float2 y[LANES];
+#pragma unroll
+    for (int j = 0; j < LANES; j++) {
+        float b[HELD], c[HELD];
+        const float* row = (const float*)exchange.rows + (LANES * g + j) * 2 * PADDED;
+        read_held(b, row);
+#if !ENDS
+        read_held(c, row + PADDED);
+#endif
+        y[j] = advance(of, exchange.steps[(LANES * g + j) * PER_WARP], b, c);
+    }
+#if ENDS
+    return y[0];
+#else
+    return transposed_sums(y, lane);
+#endif
+}
+
+DEVICE float2 gated(float2 y, Pair gate) {
+    float2 z = unpack(gate);
+    return make_float2(y.x * z.x * sigmoid(z.x), y.y * z.y * sigmoid(z.y));
+}
+
+// (PADDED, D) from the thread's first state and channel
+DEVICE void store_states(float* to, const States& of, int D, int width) {
+#pragma unroll
+    for (int i = 0; i < HELD; i++, to += D) {
+        if (width > 0) to[0] = of.h[0][i];
+        if (width > 1) to[1] = of.h[1][i];
+    }
+}
+
+DEVICE States first_states(const float* A, const float* carry, const Place& at, int D) {
+    States of;
+#pragma unroll
+    for (int c = 0; c < 2; c++)
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            int n = at.lane * HELD + i;
+            long long row = (long long)at.side * D + at.channel + c;
+            of.a[c][i] = c < at.width && n < STATES ? A[row * STATES + n] * LOG2E : 0.0f;
+            of.h[c][i] = CARRY && c < at.width ? carry[(long long)i * D + c] : 0.0f;
+        }
+    return of;
+}
+
+DEVICE float2 load_channels(const float* from, const Place& at, int D) {
+    from += (long long)at.side * D + at.channel;
+    return make_float2(at.width > 0 ? from[0] : 0.0f, at.width > 1 ? from[1] : 0.0f);
+}
+
+// the sum of dt over all steps: each of the 4 lanes has that of every fourth
+DEVICE void store_sum(float* to, float2 sum, const Place& at) {
+    for (int lanes = 1; lanes < LANES; lanes *= 2) {
+        sum.x = exchanged(sum.x, sum.x, lanes);
+        sum.y = exchanged(sum.y, sum.y, lanes);
+    }
+    if (at.lane == 0 && at.width > 0) to[0] = sum.x;
+    if (at.lane == 0 && at.width > 1) to[1] = sum.y;
+}
+
+struct Walk {
+    Place at;
+    Cursor steps, gates;
+    Rows rows;
+    Exchange exchange;
+    States of;
+    Inputs next;
+    float2 skip, bias, sum, sum_ahead;  // of dt: up to this tile, and of the tile handed over
+    const Scalar *u, *delta, *z;
+    Scalar* out;
+    float* states;
+    int L, D;
+};
+
+DEVICE void load_next(Walk& walk, int ahead) {
+    load_steps(walk.next.u, walk.u, walk.steps, ahead, Pair());
+    load_steps(walk.next.delta, walk.delta, walk.steps, ahead, pack(NOT_THERE, NOT_THERE));
+    load_rows(walk.next.rows, walk.rows, walk.at.sign, walk.L);
+}
+
+// one tile; `late`: the other direction has been here before
+template <bool late>
+DEVICE void walk_tile(Walk& walk, int tile) {
+    Pair now[GROUPS], gate[GROUPS], partner[GROUPS];
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) now[g] = walk.next.u[g];
+#if !ENDS
+    if (tile % (KEPT / STEPS) == 0) {
+        store_states(walk.states, walk.of, walk.D, walk.at.width);
+        walk.states += (long long)PADDED * walk.D;
+    }
+    if (late) load_steps(gate, walk.z, walk.gates, 0, Pair());
+    if (late && DIRECTIONS == 2) load_steps(partner, walk.out, walk.steps, 0, Pair());
+#endif
+    walk.sum = make_float2(walk.sum.x + walk.sum_ahead.x, walk.sum.y + walk.sum_ahead.y);
+    load_next(walk, 1);
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        float2 y = advance_group(walk.of, walk.exchange, g, walk.at.lane);
+#if !ENDS
+        float2 u = unpack(now[g]), other = late && DIRECTIONS == 2 ? unpack(partner[g]) : make_float2(0.0f, 0.0f);
+        y = make_float2(fmaf(walk.skip.x, u.x, y.x) + other.x, fmaf(walk.skip.y, u.y, y.y) + other.y);
+        store_pair(walk.out, walk.steps, walk.steps.byte + g * walk.steps.group, late ? gated(y, gate[g]) : y);
+#endif
+    }
+    walk.steps.byte += GROUPS * walk.steps.group;
+    walk.gates.byte += GROUPS * walk.gates.group;
+    flip(walk.exchange, tile & 1);
+    walk.sum_ahead = hand_over(walk.exchange, walk.next, walk.bias);
+    flip_writes(walk.exchange, !(tile & 1));
+    wait_for_side(walk.at.side);
+}
+
+// carry (k, b, spans, PADDED, d): with ENDS the final states are written, with CARRY the first ones are read;
+// decay (k, b, spans, d): with ENDS, the sum of dt; states (k, b, blocks, PADDED, d): those before every KEPT steps
+extern "C" __global__ void __launch_bounds__(DIRECTIONS* SIDE, BLOCKS)
+scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const Scalar* C, const float* skip,
+            const Scalar* z, const float* bias, Scalar* out, float* carry, float* decay, float* states, long long L_,
+            long long D_, long long rows, long long span, long long z_b, long long z_l, long long b_k, long long b_b,
+            long long b_l, long long c_k, long long c_b, long long c_l) {
+    __shared__ Tile halves[2];
+    const int L = (int)L_, D = (int)D_, spans = gridDim.y, tiles = (int)span / STEPS;
+    const Place at = place_of(D);
+    const int index = at.side ? spans - 1 - (int)blockIdx.y : (int)blockIdx.y;  // in the direction's order
+    const int t = at.side ? (int)(rows - 1 - index * span) : (int)(index * span), own = t + at.sign * at.lane;
+    const long long b = blockIdx.z, kb = (long long)at.side * gridDim.z + b;
+    carry += ((kb * spans + index) * PADDED + at.lane * HELD) * D + at.channel;
+    const unsigned end = at.width ? (unsigned)L * D * (unsigned)sizeof(Scalar) : 0;
+    Walk walk;
+    walk.at = at;
+    walk.L = L, walk.D = D;
+    walk.u = u + kb * L * D, walk.delta = delta + kb * L * D, walk.out = out + b * L * D, walk.z = z + b * z_b;
+    walk.states = states + ((kb * (rows / KEPT) + index * span / KEPT) * PADDED + at.lane * HELD) * D + at.channel;
+    walk.steps = cursor_of(at, own, D, end);
+    walk.gates = cursor_of(at, own, (int)z_l, at.width ? (unsigned)L * (unsigned)z_l * (unsigned)sizeof(Scalar) : 0);
+    walk.rows = rows_of(B + at.side * b_k + b * b_b, C + at.side * c_k + b * c_b, b_l, c_l, t, at.sign);
+    walk.exchange = exchange_of(halves[0], at);
+    walk.of = first_states(A, carry, at, D);
+    walk.skip = load_channels(skip, at, D), walk.bias = load_channels(bias, at, D);
+    walk.sum = make_float2(0.0f, 0.0f);
+    load_next(walk, 0);
+    walk.sum_ahead = hand_over(walk.exchange, walk.next, walk.bias);
+    flip_writes(walk.exchange, false);
+    wait_for_side(at.side);
+    const int meet = DIRECTIONS == 2 && !ENDS ? tiles / 2 : 0;  // from here on the other direction has been before
+    for (int tile = 0; tile < meet; tile++) walk_tile<false>(walk, tile);
+    if (DIRECTIONS == 2 && !ENDS) __syncthreads();
+    for (int tile = meet; tile < tiles; tile++) walk_tile<true>(walk, tile);
+#if ENDS
+    store_states(carry, walk.of, D, at.width);
+    store_sum(decay + (kb * spans + index) * D + at.channel, walk.sum, at);
+#endif
+}
+KERNEL(scan_kernel)
