@@ -1,4 +1,4 @@
-"""The selective scan forward by CUDA kernels: how `cuda_forward.cu` and `cuda_chain.cu` are laid out and called."""
+"""The selective scan forward by CUDA kernels: how `cuda_forward.cu`, `cuda_chain.cu` are laid out and called."""
 
 from dataclasses import dataclass
 
@@ -54,8 +54,8 @@ def launch_for(b: int, l: int, d: int, n: int, multiprocessors: int) -> Launch:
     """The layout for a shape.
 
     The backward pass splits time into spans of at least two blocks: many short ones leave the smallest tail.
-    The forward pass does so only where a block for every 32 channels would leave most of the device idle, since
-    it then takes each exponential twice.
+    The forward pass does so only where a block for every 32 channels would leave most of the device idle,
+    since it then takes each exponential twice.
     """
     programs = b * -(-d // (16 * WARPS))
     blocks = -(-l // BLOCK)
@@ -157,8 +157,8 @@ def check_sizes(u: Tensor, z: Tensor, n: int) -> None:
     size = l * max(d, z.stride(1)) * u.element_size()
     if size >= 2**31:
         raise BackendError(
-            f"The scan backend 'cuda' addresses at most 2 GiB of a sequence, and {l} tokens of {d} channels are "
-            f"{size / 2**30:.1f} GiB: use 'triton'."
+            f"The scan backend 'cuda' addresses at most 2 GiB of a sequence, and {l} tokens of {d} channels "
+            f"take {size / 2**30:.1f} GiB: use 'triton'."
         )
 
 

@@ -15,6 +15,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import torch
+
 SOURCE = Path(__file__).with_name("cpu.c")
 FLAGS = ("-O3", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math")
 
@@ -37,13 +39,26 @@ def library() -> ctypes.CDLL:
     command = (*compiler.split(), tune, *FLAGS)
     target = _run((*compiler.split(), tune, "-dM", "-E", "-x", "c", os.devnull))
     key = hashlib.sha256(b"\0".join((SOURCE.read_bytes(), " ".join(command).encode(), target))).hexdigest()
-    path = _cache_folder() / f"scan-{key[:32]}.so"
+    path = cache_folder() / f"scan-{key[:32]}.so"
     if not path.exists():
         _compile(command, path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise CompileError(f"the compiled library {path} cannot be loaded ({error}).") from error
+
+
+@functools.cache
+def team() -> ctypes.c_void_p:
+    """The function by which torch's OpenMP runs another in its threads; null where torch has no OpenMP.
+
+    LLVM's and Intel's libraries know the GNU name of it too. The search starts from torch's own library, as other
+    packages bring OpenMP libraries of their own.
+    """
+    try:
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p)
+    except (OSError, AttributeError):
+        return ctypes.c_void_p()
 
 
 def _compile(command: tuple[str, ...], path: Path) -> None:
@@ -67,7 +82,7 @@ def _run(command: tuple[str, ...]) -> bytes:
         raise CompileError(f"the C compiler could not be run ({error}).") from error
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """The user's cache, or where that cannot be written a private folder of this process."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flexvideo"
     try:

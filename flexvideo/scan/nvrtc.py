@@ -1,1 +1,210 @@
-def run(*a, **k): raise NotImplementedError
+"""CUDA C compiled when first used by NVRTC, NVIDIA's compiler in a library, and launched by the driver.
+
+Nothing has to be installed beside torch's own CUDA wheels: no toolkit, no headers, no C compiler. What is
+compiled is kept in the user's cache under a hash of sources, flags and compiler version.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flexvideo.errors import BackendError
+from flexvideo.scan.native import cache_folder
+
+FOLDER = Path(__file__).parent
+HEADER = "cuda_common.cuh"
+Defines = tuple[tuple[str, int], ...]
+
+
+def run(
+    source: str,
+    kernel: str,
+    grid: tuple[int, int, int],
+    threads: int,
+    *arguments: Tensor | int,
+    defines: dict[str, int],
+) -> None:
+    """Launch a kernel on the current stream of the first argument's device.
+
+    Every argument takes 8 bytes: a tensor is the pointer to its first element, a number is a `long long`.
+
+    Args:
+        source: file name of the CUDA C beside this module.
+        kernel: name of its `extern "C" __global__` function.
+        grid: blocks in x, y and z.
+        threads: of a block.
+        arguments: tensors and numbers, a tensor first.
+        defines: macros, all of which become part of the compiled variant.
+
+    Raises:
+        BackendError: a kernel that does not compile, load or start.
+    """
+    first = arguments[0]
+    assert isinstance(first, Tensor)
+    function, context = _loaded(source, kernel, tuple(defines.items()), first.device.index)
+    values = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+    words = (ctypes.c_longlong * len(values))(*values)
+    at = ctypes.addressof(words)
+    pointers = (ctypes.c_void_p * len(values))(*range(at, at + 8 * len(values), 8))
+    stream = ctypes.c_void_p(torch.cuda.current_stream(first.device).cuda_stream)
+    driver = _driver()
+    # a thread of the backward pass may have no context yet
+    _check(driver.cuCtxPushCurrent_v2(context), "enter the context")
+    try:
+        _check(
+            driver.cuLaunchKernel(function, *grid, threads, 1, 1, 0, stream, pointers, None),
+            f"start {kernel}",
+        )
+    finally:
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+def unavailable() -> str | None:
+    """Why nothing can be compiled here, in one sentence."""
+    try:
+        _compiler()
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def compiled(source: str, defines: Defines, architecture: str) -> bytes:
+    """The cubin of one variant of a source, from the cache where possible.
+
+    Args:
+        source: file name beside this module.
+        defines: macros by name and value.
+        architecture: of the device, as in "sm_90".
+
+    Raises:
+        BackendError: no compiler, or a source that it refuses.
+    """
+    compiler = _compiler()
+    options = [f"--gpu-architecture={architecture}", *(f"-D{name}={value}" for name, value in defines)]
+    texts = [(FOLDER / name).read_bytes() for name in (source, HEADER)]
+    key = hashlib.sha256(b"\0".join([*texts, " ".join(options).encode(), _version(compiler)])).hexdigest()
+    path = _folder() / f"{Path(source).stem}-{key[:32]}.cubin"
+    if path.exists():
+        return path.read_bytes()
+    cubin = _compile(compiler, source, texts, options)
+    # a name of its own and a rename: processes that start together never see half a file
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as unfinished:
+        unfinished.write(cubin)
+    os.replace(unfinished.name, path)
+    return cubin
+
+
+def _compile(compiler: ctypes.CDLL, source: str, texts: list[bytes], options: list[str]) -> bytes:
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    headers, names = (ctypes.c_char_p * 1)(texts[1]), (ctypes.c_char_p * 1)(HEADER.encode())
+    flags = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    if compiler.nvrtcCreateProgram(ctypes.byref(program), texts[0], source.encode(), 1, headers, names):
+        raise BackendError(f"NVRTC could not take {source}.")
+    try:
+        if compiler.nvrtcCompileProgram(program, len(options), flags):
+            raise BackendError(
+                f"NVRTC could not compile {source} ({' '.join(options)}): {_log(compiler, program)}"
+            )
+        compiler.nvrtcGetCUBINSize(program, ctypes.byref(size))
+        cubin = ctypes.create_string_buffer(size.value)
+        compiler.nvrtcGetCUBIN(program, cubin)
+        return cubin.raw
+    finally:
+        compiler.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _log(compiler: ctypes.CDLL, program: ctypes.c_void_p) -> str:
+    size = ctypes.c_size_t()
+    compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    compiler.nvrtcGetProgramLog(program, log)
+    return log.value.decode(errors="replace").strip()
+
+
+@functools.cache
+def _loaded(
+    source: str, kernel: str, defines: Defines, device: int
+) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    """The kernel as the driver knows it, and the context in which it is."""
+    major, minor = torch.cuda.get_device_capability(device)
+    cubin = compiled(source, defines, f"sm_{major}{minor}")
+    driver, context = _driver(), _context(device)
+    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    _check(driver.cuCtxPushCurrent_v2(context), "enter the context")
+    try:
+        _check(driver.cuModuleLoadData(ctypes.byref(module), cubin), f"load {source}")
+        _check(driver.cuModuleGetFunction(ctypes.byref(function), module, kernel.encode()), f"find {kernel}")
+    finally:
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    return function, context
+
+
+@functools.cache
+def _context(device: int) -> ctypes.c_void_p:
+    """The context that torch uses on this device."""
+    handle, context = ctypes.c_int(), ctypes.c_void_p()
+    torch.cuda.init()
+    _check(_driver().cuDeviceGet(ctypes.byref(handle), device), "find the device")
+    _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle), "get the context")
+    return context
+
+
+def _check(result: int, what: str) -> None:
+    if result:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(result, ctypes.byref(text))
+        why = (text.value or b"unknown error").decode()
+        raise BackendError(f"The CUDA driver could not {what}: {why} ({result}).")
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+@functools.cache
+def _compiler() -> ctypes.CDLL:
+    """NVRTC, that of torch's CUDA version first."""
+    names = list(_candidates())
+    for name in names:
+        try:
+            # it looks for this second library by name alone, and finds it where it is loaded already
+            for builtins in Path(name).parent.glob("libnvrtc-builtins.so.*") if "/" in name else ():
+                ctypes.CDLL(str(builtins))
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise BackendError(
+        f"NVRTC, the compiler for CUDA kernels, was not found (looked for {', '.join(names)}): install it with "
+        "`pip install nvidia-cuda-nvrtc`."
+    )
+
+
+def _candidates() -> Iterator[str]:
+    major = (torch.version.cuda or "13").split(".")[0]
+    spec = importlib.util.find_spec("nvidia")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        yield from sorted(str(path) for path in Path(place).glob(f"*/lib/libnvrtc.so.{major}"))
+    yield f"libnvrtc.so.{major}"
+    for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
+        if home:
+            yield str(Path(home) / "lib64" / f"libnvrtc.so.{major}")
+
+
+def _version(compiler: ctypes.CDLL) -> bytes:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    compiler.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return f"{major.value}.{minor.value}".encode()
+
+
+@functools.cache
+def _folder() -> Path:
+    return cache_folder()
