@@ -31,12 +31,6 @@ static __device__ __forceinline__ void multiply(float (&sums)[4], float a0, floa
           "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
-static __device__ __forceinline__ float rounded(float x) {
-    unsigned y;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
-    return __uint_as_float(y);
-}
-
 static __device__ __forceinline__ void publish(unsigned* flag) {
     asm volatile("fence.acq_rel.gpu; st.relaxed.gpu.u32 [%0], 1;" ::"l"(flag) : "memory");
 }
@@ -57,11 +51,21 @@ static __device__ __forceinline__ void await(const unsigned* flag) {
 #define ROW (PADDED / 2)   // float4 of B and C at one step
 #define QUADS (HELD / 2)   // float4 of the states of a lane
 #define SLOT (QUADS * WARP)  // float4 put aside for a tile: states of a warp, later two halves of sums
+#define HAND 56  // float4 that the lanes of a warp hand to each other
 #define CHANNELS (16 * WARPS)
 #define GROUP (WARPS * WARP)  // threads of a direction
 #define THREADS (DIRECTIONS * GROUP)
 
 typedef long long Long;
+
+// minus infinity, twice
+#if DTYPE == 0
+#define NONE pack(-__uint_as_float(0x7f800000u), -__uint_as_float(0x7f800000u))
+#elif DTYPE == 1
+#define NONE 0xfc00fc00u
+#else
+#define NONE 0xff80ff80u
+#endif
 
 struct Inputs {
     const Scalar *grad, *u, *delta;
@@ -70,7 +74,8 @@ struct Inputs {
     const float* skip;
     const Scalar* z;
     const float *bias, *states;
-    Long L, D, rows, b_k, b_b, b_l, c_k, c_b, c_l, z_b, z_l;
+    int L, D, rows, samples;
+    Long b_k, b_b, b_l, c_k, c_b, c_l, z_b, z_l;
 };
 
 struct Outputs {
@@ -81,12 +86,17 @@ struct Outputs {
 
 // Where a thread is: `d` and `d + 1` are its channels.
 struct Place {
-    int lane, warp, k, sign, half, own, pair, d;
+    int lane, warp, k, own, d, b;
     bool on, second;
-    Long b, kb, samples;
-    float4 *aside, *hand;
-    float2* hand_grad;
-    float* rows;  // B and C of the block of 64 steps
+    float4 *aside, *hand;  // of the warp
+    float* rows;           // B and C of the block of 64 steps
+};
+
+// A lane's own step in the first tile of a block of 64 steps: its time, and where it is in tensors like u, grad, z.
+// The next tile's are `sign * STEPS` steps further.
+struct Cursor {
+    int t, sign, far, far_z;
+    Long at, at_out, at_z;
 };
 
 // What a walk carries along; `a` is A log2(e).
@@ -97,8 +107,6 @@ struct Walk {
 // A lane's inputs at its own step of a tile.
 struct Own {
     Pair u, delta, grad, z;
-    bool inside;
-    Long at, at_out;
 };
 
 // constants: of a number that it does not know the compiler reserves all 16
@@ -109,20 +117,21 @@ DEVICE void wait_for_group(const Place& me) {
         barrier(1, GROUP);
 }
 
-DEVICE Pair load_pair(const Scalar* from, Long at, bool on, bool second) {
+DEVICE Pair load_pair(const Scalar* from, bool on, bool second, Pair otherwise) {
 #if EVEN
-    return on ? *(const Pair*)(from + at) : pack(0.0f, 0.0f);
+    return on ? *(const Pair*)from : otherwise;
 #else
-    return pair_of(on ? from[at] : from_float(0.0f), on && second ? from[at + 1] : from_float(0.0f));
+    float2 x = unpack(otherwise);
+    return pair_of(on ? from[0] : from_float(x.x), on && second ? from[1] : from_float(x.y));
 #endif
 }
 
-DEVICE void store_pair(Scalar* to, Long at, float low, float high, bool on, bool second) {
+DEVICE void store_pair(Scalar* to, const float (&x)[2], bool on, bool second) {
 #if EVEN
-    if (on) *(Pair*)(to + at) = pack(low, high);
+    if (on) *(Pair*)to = pack(x[0], x[1]);
 #else
-    if (on) to[at] = from_float(low);
-    if (on && second) to[at + 1] = from_float(high);
+    if (on) to[0] = from_float(x[0]);
+    if (on && second) to[1] = from_float(x[1]);
 #endif
 }
 
@@ -134,19 +143,33 @@ DEVICE void load_states(float (&x)[HELD], const float* from) {
     }
 }
 
-// The inputs of step `own` of the tile that begins at step s of the direction.
-DEVICE Own load_own(const Inputs& in, const Place& me, Long s, bool all) {
+DEVICE Cursor cursor_at(const Inputs& in, const Place& me, int s) {
+    Cursor x;
+    x.sign = me.k == 0 ? 1 : -1;
+    x.t = me.k == 0 ? s + me.own : in.rows - 1 - s - me.own;
+    x.at_out = ((Long)me.b * in.L + x.t) * in.D + me.d;
+    x.at = x.at_out + (Long)me.k * in.samples * in.L * in.D;
+    x.at_z = me.b * in.z_b + x.t * in.z_l + me.d;
+    x.far = x.sign * STEPS * in.D;
+    x.far_z = x.sign * STEPS * (int)in.z_l;
+    return x;
+}
+
+DEVICE bool inside(const Inputs& in, const Place& me, const Cursor& cursor, int tile) {
+    return (unsigned)(cursor.t + cursor.sign * STEPS * tile) < (unsigned)in.L && me.on;
+}
+
+// Steps that are not there have a dt of softplus(-inf) = 0 and change nothing.
+DEVICE Own load_own(const Inputs& in, const Place& me, const Cursor& cursor, int tile, bool all) {
     Own x;
-    Long step = s + me.own, t = me.k == 0 ? step : in.rows - 1 - step;
-    x.inside = t >= 0 && t < in.L && me.on;
-    x.at = (me.kb * in.L + t) * in.D + me.d;
-    x.at_out = (me.b * in.L + t) * in.D + me.d;
-    x.u = load_pair(in.u, x.at, x.inside, me.second);
-    x.delta = load_pair(in.delta, x.at, x.inside, me.second);
-    x.grad = x.z = pack(0.0f, 0.0f);
+    Long at = cursor.at + (Long)tile * cursor.far, at_out = cursor.at_out + (Long)tile * cursor.far;
+    bool here = inside(in, me, cursor, tile);
+    x.u = load_pair(in.u + at, here, me.second, Pair());
+    x.delta = load_pair(in.delta + at, here, me.second, NONE);
+    x.grad = x.z = Pair();
     if (all) {
-        x.grad = load_pair(in.grad, x.at_out, x.inside, me.second);
-        x.z = load_pair(in.z, me.b * in.z_b + t * in.z_l + me.d, x.inside, me.second);
+        x.grad = load_pair(in.grad + at_out, here, me.second, Pair());
+        x.z = load_pair(in.z + cursor.at_z + (Long)tile * cursor.far_z, here, me.second, Pair());
     }
     return x;
 }
@@ -155,32 +178,38 @@ DEVICE float2 load_two(const float* from, const Place& me) {
     return make_float2(me.on ? from[0] : 0.0f, me.on && me.second ? from[1] : 0.0f);
 }
 
-// dt and dt u of the lane's own step, to all lanes of its channels.
-DEVICE float2 hand_over(const Inputs& in, const Place& me, const Own& x) {
-    float2 u = unpack(x.u), delta = unpack(x.delta), bias = load_two(in.bias + me.k * in.D + me.d, me);
-    float2 dt = make_float2(0.0f, 0.0f);
-    if (x.inside) dt = make_float2(softplus(delta.x + bias.x), softplus(delta.y + bias.y));
-    me.hand[me.own * 8 + me.pair] = make_float4(dt.x, dt.y, dt.x * u.x, dt.y * u.y);
-    return dt;
+DEVICE int pair_of_lane(const Place& me) { return me.lane / 16 * 4 + me.lane % 4; }
+
+// What lanes of a pair of channels hand to each other: dt and dt u of each step, its gradient of y, bias and skip.
+DEVICE float4& steps_of(const Place& me, int p) { return me.hand[p * 8 + pair_of_lane(me)]; }
+DEVICE float2& grads_of(const Place& me, int p) { return ((float2*)(me.hand + 32))[p * 8 + pair_of_lane(me)]; }
+DEVICE float4& constants_of(const Place& me) { return me.hand[48 + pair_of_lane(me)]; }
+
+DEVICE void hand_over(const Place& me, const Own& x) {
+    float2 u = unpack(x.u), delta = unpack(x.delta);
+    float4 bias = constants_of(me);
+    float2 dt = make_float2(softplus(delta.x + bias.x), softplus(delta.y + bias.y));
+    steps_of(me, me.own) = make_float4(dt.x, dt.y, dt.x * u.x, dt.y * u.y);
 }
 
-// The gradient of the output before the gate, likewise.
-DEVICE float2 hand_grad_over(const Place& me, const Own& x) {
+DEVICE void hand_grad_over(const Place& me, const Own& x) {
     float2 grad = unpack(x.grad), z = unpack(x.z);
-    float2 gy = make_float2(grad.x * z.x * sigmoid(z.x), grad.y * z.y * sigmoid(z.y));
-    me.hand_grad[me.own * 8 + me.pair] = gy;
-    return gy;
+    grads_of(me, me.own) = make_float2(grad.x * z.x * sigmoid(z.x), grad.y * z.y * sigmoid(z.y));
 }
 
 // B and C of 64 steps as float32.
-DEVICE void fill_rows(const Inputs& in, const Place& me, Long s) {
+DEVICE void fill_rows(const Inputs& in, const Place& me, int s) {
+#pragma unroll
+    for (int column = me.lane; column < 2 * PADDED; column += WARP) {
+        int n = column % PADDED;
+        const Scalar* from = column < PADDED ? in.B + me.k * in.b_k + me.b * in.b_b : in.C + me.k * in.c_k + me.b * in.c_b;
+        Long length = column < PADDED ? in.b_l : in.c_l;
 #pragma unroll 4
-    for (int e = me.warp * WARP + me.lane; e < KEPT * 2 * PADDED; e += GROUP) {
-        int n = e % PADDED, of_c = e / PADDED % 2;
-        Long step = s + e / (2 * PADDED), t = me.k == 0 ? step : in.rows - 1 - step;
-        const Scalar* from = of_c ? in.C + me.k * in.c_k + me.b * in.c_b + t * in.c_l
-                                  : in.B + me.k * in.b_k + me.b * in.b_b + t * in.b_l;
-        me.rows[e] = n < STATES && t >= 0 && t < in.L ? to_float(from[n]) : 0.0f;
+        for (int row = me.warp; row < KEPT; row += WARPS) {
+            int t = me.k == 0 ? s + row : in.rows - 1 - s - row;
+            bool here = n < STATES && (unsigned)t < (unsigned)in.L;
+            me.rows[row * 2 * PADDED + column] = here ? to_float(from[t * length + n]) : 0.0f;
+        }
     }
 }
 
@@ -206,7 +235,7 @@ DEVICE void take_back(const Place& me, int tile, float (&h)[2][HELD]) {
 // One step of the recurrence; the decays are kept where the walk back wants them.
 DEVICE void step(const Place& me, int tile, int p, const float (&a)[2][HELD], const float (&h)[2][HELD],
                  float (&decay)[2][HELD], float (&next)[2][HELD]) {
-    float4 x = me.hand[p * 8 + me.pair];
+    float4 x = steps_of(me, p);
     float b[HELD];
     load_states(b, me.rows + (tile * STEPS + p) * 2 * PADDED + me.own * HELD);
 #pragma unroll
@@ -219,21 +248,22 @@ DEVICE void step(const Place& me, int tile, int p, const float (&a)[2][HELD], co
 }
 
 // The states before each tile of the 64 steps from s, from the state kept by the forward pass.
-DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Long s) {
-    const float* kept = in.states + ((me.kb * (in.rows / KEPT) + s / KEPT) * KEPT_STATES + me.own * HELD) * in.D + me.d;
+DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, const Cursor& cursor, int s) {
+    Own next = load_own(in, me, cursor, 0, false);
+    Long block = ((Long)me.k * in.samples + me.b) * (in.rows / KEPT) + s / KEPT;
+    const float* kept = in.states + (block * KEPT_STATES + me.own * HELD) * in.D + me.d;
     float h[2][HELD], decay[2][HELD];
 #pragma unroll
     for (int i = 0; i < HELD; i++) {
-        float2 x = me.own * HELD + i < STATES ? load_two(kept + i * in.D, me) : make_float2(0.0f, 0.0f);
+        float2 x = me.own * HELD + i < STATES ? load_two(kept + (Long)i * in.D, me) : make_float2(0.0f, 0.0f);
         h[0][i] = x.x, h[1][i] = x.y;
     }
-    Own next = load_own(in, me, s, false);
 #pragma unroll 1
     for (int tile = 0; tile < TILES - 1; tile++) {
         put_aside(me, tile, h);
         Own x = next;
-        next = load_own(in, me, s + (tile + 1) * STEPS, false);
-        hand_over(in, me, x);
+        next = load_own(in, me, cursor, tile + 1, false);
+        hand_over(me, x);
         __syncwarp();
 #pragma unroll
         for (int p = 0; p < STEPS; p++) step(me, tile, p, w.a, h, decay, h);
@@ -249,22 +279,18 @@ DEVICE float fold(float low, float high, int bit, const Place& me) {
     return kept + __shfl_xor_sync(ALL, sent, bit);
 }
 
-// sums[kind] += over the channels of the warp, factor times value, into the row of step p.
-DEVICE void over_channels(float (&sums)[4], int kind, bool mine, float2 own, float f0, float f1, float v0, float v1) {
+// sums += over the channels of the warp, factor times value, in the row of the lanes whose step it is.
+DEVICE void over_channels(float (&sums)[4], int kind, bool mine, float f0, float f1, float v0, float v1) {
 #if DTYPE == 0
-    float one = mine ? 1.0f : 0.0f, whole = fmaf(f1, v1, f0 * v0);
-    float high = __uint_as_float(__float_as_uint(whole) & 0xffffe000u), low = whole - high;
-    if (kind == 0)
-        multiply(sums, one, 0.0f, one, 0.0f, high, low);
-    else
-        multiply(sums, 0.0f, one, 0.0f, one, high, low);
+    float a0 = mine ? 1.0f : 0.0f, a1 = a0, whole = fmaf(f1, v1, f0 * v0);
+    v0 = __uint_as_float(__float_as_uint(whole) & 0xffffe000u), v1 = whole - v0;
 #else
-    float a0 = mine ? own.x : 0.0f, a1 = mine ? own.y : 0.0f;
+    float a0 = mine ? f0 : 0.0f, a1 = mine ? f1 : 0.0f;
+#endif
     if (kind == 0)
         multiply(sums, a0, 0.0f, a1, 0.0f, v0, v1);
     else
         multiply(sums, 0.0f, a0, 0.0f, a1, v0, v1);
-#endif
 }
 
 // The sums of dB and dC over the channels of each half, where the tile's states were.
@@ -301,10 +327,9 @@ DEVICE Parts fold_parts(const Parts& low, const Parts& high, int bit, const Plac
 
 // One step back.
 DEVICE Parts step_back(const Place& me, int tile, int p, Walk& w, const float (&before)[2][HELD],
-                       const float (&after)[2][HELD], const float (&decay)[2][HELD], float (&sums)[HELD][4],
-                       float2 own_dtu, float2 own_gy) {
-    float4 x = me.hand[p * 8 + me.pair];
-    float2 gy2 = me.hand_grad[p * 8 + me.pair];
+                       const float (&after)[2][HELD], const float (&decay)[2][HELD], float (&sums)[HELD][4]) {
+    float4 x = steps_of(me, p);
+    float2 gy2 = grads_of(me, p);
     const float* row = me.rows + (tile * STEPS + p) * 2 * PADDED + me.own * HELD;
     const float dt[2] = {x.x, x.y}, gy[2] = {gy2.x, gy2.y};
     float b[HELD], cs[HELD], g[2][HELD];
@@ -323,52 +348,51 @@ DEVICE Parts step_back(const Place& me, int tile, int p, Walk& w, const float (&
             parts.through_a[c] = fmaf(w.a[c][i], left, parts.through_a[c]);
             w.da[c][i] = fmaf(dt[c], left, w.da[c][i]);
         }
-        over_channels(sums[i], 0, me.own == p, own_dtu, x.z, x.w, g[0][i], g[1][i]);
-        over_channels(sums[i], 1, me.own == p, own_gy, gy[0], gy[1], after[0][i], after[1][i]);
+        over_channels(sums[i], 0, me.own == p, x.z, x.w, g[0][i], g[1][i]);
+        over_channels(sums[i], 1, me.own == p, gy[0], gy[1], after[0][i], after[1][i]);
     }
     return parts;
 }
 
 // Gradients at the lane's own step, from the sums over all states.
-DEVICE void finish(const Inputs& in, const Outputs& to, const Place& me, Walk& w, const Own& x, const Parts& sum,
-                   Pair partner, bool second_visit) {
+DEVICE void finish(const Inputs& in, const Outputs& to, const Place& me, Walk& w, const Cursor& cursor, int tile,
+                   const Own& x, const Parts& sum, Pair partner, bool second_visit) {
     float2 u2 = unpack(x.u), delta2 = unpack(x.delta), grad2 = unpack(x.grad), z2 = unpack(x.z);
-    float2 other2 = unpack(partner);
-    float2 bias2 = load_two(in.bias + me.k * in.D + me.d, me), skip2 = load_two(in.skip + me.k * in.D + me.d, me);
-    float4 dt4 = me.hand[me.own * 8 + me.pair];
-    float2 gy2 = me.hand_grad[me.own * 8 + me.pair];
+    float2 other2 = unpack(partner), gy2 = grads_of(me, me.own);
+    float4 constants = constants_of(me), dt4 = steps_of(me, me.own);
     const float u[2] = {u2.x, u2.y}, delta[2] = {delta2.x, delta2.y}, grad[2] = {grad2.x, grad2.y};
-    const float z[2] = {z2.x, z2.y}, bias[2] = {bias2.x, bias2.y}, skip[2] = {skip2.x, skip2.y};
+    const float z[2] = {z2.x, z2.y}, bias[2] = {constants.x, constants.y}, skip[2] = {constants.z, constants.w};
     const float dt[2] = {dt4.x, dt4.y}, gy[2] = {gy2.x, gy2.y}, other[2] = {other2.x, other2.y};
     float du[2], ddelta[2], dz[2], out[2];
 #pragma unroll
     for (int c = 0; c < 2; c++) {
-        float slope = sigmoid(delta[c] + bias[c]);
         du[c] = fmaf(sum.through_b[c], dt[c], skip[c] * gy[c]);
-        ddelta[c] = x.inside ? fmaf(sum.through_a[c], LN2, sum.through_b[c] * u[c]) * slope : 0.0f;
+        ddelta[c] = fmaf(sum.through_a[c], LN2, sum.through_b[c] * u[c]) * sigmoid(delta[c] + bias[c]);
         w.dskip[c] = fmaf(gy[c], u[c], w.dskip[c]);
         w.dbias[c] += ddelta[c];
-        float y = fmaf(skip[c], u[c], sum.y[c]);
-        float open = sigmoid(z[c]), whole = y + other[c];
-        out[c] = whole * z[c] * open;
-        dz[c] = second_visit ? grad[c] * whole * open * fmaf(z[c], 1.0f - open, 1.0f) : y;
+        float y = fmaf(skip[c], u[c], sum.y[c]) + other[c], open = sigmoid(z[c]);
+        out[c] = y * z[c] * open;
+        dz[c] = second_visit ? grad[c] * y * open * fmaf(z[c], 1.0f - open, 1.0f) : y;
     }
-    store_pair(to.du, x.at, du[0], du[1], x.inside, me.second);
-    store_pair(to.ddelta, x.at, ddelta[0], ddelta[1], x.inside, me.second);
-    store_pair(to.dz, x.at_out, dz[0], dz[1], x.inside, me.second);
+    bool here = inside(in, me, cursor, tile);
+    Long at = cursor.at + (Long)tile * cursor.far, at_out = cursor.at_out + (Long)tile * cursor.far;
+    store_pair(to.du + at, du, here, me.second);
+    store_pair(to.ddelta + at, ddelta, here, me.second);
+    store_pair(to.dz + at_out, dz, here, me.second);
 #if REMAKE
-    if (second_visit) store_pair(to.out, x.at_out, out[0], out[1], x.inside, me.second);
+    store_pair(to.out + at_out, out, here && second_visit, me.second);
 #endif
 }
 
 // One tile: states and decays again, then back. `second_visit`: the other direction has been here.
-DEVICE void tile_back(const Inputs& in, const Outputs& to, const Place& me, Walk& w, const Own& x, int tile,
-                      bool second_visit) {
-    Pair partner = pack(0.0f, 0.0f);
-    if (DIRECTIONS == 2) partner = load_pair(to.dz, x.at_out, x.inside && second_visit, me.second);
-    float2 dt = hand_over(in, me, x), gy = hand_grad_over(me, x), u = unpack(x.u);
-    float2 own_dtu = make_float2(rounded(dt.x * u.x), rounded(dt.y * u.y));
-    float2 own_gy = make_float2(rounded(gy.x), rounded(gy.y));
+DEVICE void tile_back(const Inputs& in, const Outputs& to, const Place& me, Walk& w, const Cursor& cursor, int tile,
+                      const Own& x, bool second_visit) {
+    Pair partner = Pair();
+    if (DIRECTIONS == 2)
+        partner = load_pair(to.dz + cursor.at_out + (Long)tile * cursor.far,
+                            second_visit && inside(in, me, cursor, tile), me.second, Pair());
+    hand_over(me, x);
+    hand_grad_over(me, x);
     float h[STEPS + 1][2][HELD], decay[STEPS][2][HELD], sums[HELD][4] = {};
     take_back(me, tile, h[0]);
     __syncwarp();
@@ -377,17 +401,18 @@ DEVICE void tile_back(const Inputs& in, const Outputs& to, const Place& me, Walk
     Parts parts[STEPS];
 #pragma unroll
     for (int p = STEPS - 1; p >= 0; p--) {
-        parts[p] = step_back(me, tile, p, w, h[p], h[p + 1], decay[p], sums, own_dtu, own_gy);
+        parts[p] = step_back(me, tile, p, w, h[p], h[p + 1], decay[p], sums);
         if (p % 2 == 0) parts[p] = fold_parts(parts[p], parts[p + 1], 4, me);
     }
     keep_sums(me, tile, sums);
-    finish(in, to, me, w, x, fold_parts(parts[0], parts[2], 8, me), partner, second_visit);
+    finish(in, to, me, w, cursor, tile, x, fold_parts(parts[0], parts[2], 8, me), partner, second_visit);
     __syncwarp();
 }
 
 // Add the sums of the warps of the direction, in their order.
-DEVICE void store_sums(const Inputs& in, const Outputs& to, const Place& me, const float4* first, int part, Long s) {
-    float4* rows = (float4*)to.dbc + (((Long)part * DIRECTIONS + me.k) * me.samples + me.b) * in.rows * ROW + s * ROW;
+DEVICE void store_sums(const Inputs& in, const Outputs& to, const Place& me, int part, int s) {
+    Long row = (((Long)part * DIRECTIONS + me.k) * in.samples + me.b) * in.rows + s;
+    const float4* first = me.aside - me.warp * TILES * SLOT;
 #pragma unroll 1
     for (int e = me.warp * WARP + me.lane; e < KEPT * ROW; e += GROUP) {
         const float4* from = first + e / (STEPS * ROW) * SLOT + e % (STEPS * ROW);
@@ -397,20 +422,20 @@ DEVICE void store_sums(const Inputs& in, const Outputs& to, const Place& me, con
             float4 x = from[i / 2 * TILES * SLOT + i % 2 * STEPS * ROW];
             sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
         }
-        rows[e] = sum;
+        ((float4*)to.dbc)[row * ROW + e] = sum;
     }
 }
 
 // One tile of the pass that only finds what a span hands back.
-DEVICE void tile_ends(const Inputs& in, const Place& me, Walk& w, const Own& x, int tile) {
-    float2 dt = hand_over(in, me, x);
+DEVICE void tile_ends(const Place& me, Walk& w, const Own& x, int tile) {
+    hand_over(me, x);
     hand_grad_over(me, x);
-    w.total[0] += dt.x, w.total[1] += dt.y;
+    w.total[0] += steps_of(me, me.own).x, w.total[1] += steps_of(me, me.own).y;
     __syncwarp();
 #pragma unroll
     for (int p = STEPS - 1; p >= 0; p--) {
-        float4 y = me.hand[p * 8 + me.pair];
-        float2 gy = me.hand_grad[p * 8 + me.pair];
+        float4 y = steps_of(me, p);
+        float2 gy = grads_of(me, p);
         float cs[HELD];
         load_states(cs, me.rows + (tile * STEPS + p) * 2 * PADDED + PADDED + me.own * HELD);
 #pragma unroll
@@ -476,21 +501,22 @@ DEVICE void end_walk(const Inputs& in, const Outputs& to, const Place& me, const
 }
 
 // The 64 steps from s, whose first tile is `tile_of_span` of its span; from `meet` on down the other has been there.
-DEVICE void block_back(const Inputs& in, const Outputs& to, const Place& me, Walk& w, Long s, int tile_of_span,
+DEVICE void block_back(const Inputs& in, const Outputs& to, const Place& me, Walk& w, int s, int tile_of_span,
                        int meet) {
-    Own next = load_own(in, me, s + (TILES - 1) * STEPS, true);
+    Cursor cursor = cursor_at(in, me, s);
+    Own next = load_own(in, me, cursor, TILES - 1, true);
 #if !ENDS
-    find_states(in, me, w, s);
+    find_states(in, me, w, cursor, s);
 #endif
 #pragma unroll 1
     for (int tile = TILES - 1; tile >= 0; tile--) {
         if (DIRECTIONS == 2 && !ENDS && tile_of_span + tile == meet - 1) __syncthreads();
         Own x = next;
-        if (tile > 0) next = load_own(in, me, s + (tile - 1) * STEPS, true);
+        next = load_own(in, me, cursor, max(tile - 1, 0), true);
 #if ENDS
-        tile_ends(in, me, w, x, tile);
+        tile_ends(me, w, x, tile);
 #else
-        tile_back(in, to, me, w, x, tile, DIRECTIONS == 1 || tile_of_span + tile < meet);
+        tile_back(in, to, me, w, cursor, tile, x, DIRECTIONS == 1 || tile_of_span + tile < meet);
 #endif
     }
 }
@@ -500,10 +526,14 @@ DEVICE void piece(const Inputs& in, const Outputs& to, Place me, int chain, int 
                   int end) {
     int part = chain % parts, c = chain / parts % spans, index = me.k == 0 ? c : spans - 1 - c;
     me.b = chain / parts / spans;
-    me.kb = me.k * me.samples + me.b;
-    me.d = part * CHANNELS + me.warp * 16 + me.pair * 2;
+    me.d = part * CHANNELS + me.warp * 16 + pair_of_lane(me) * 2;
     me.on = me.d < in.D, me.second = me.d + 1 < in.D;
-    Long chain_row = (me.b * spans + c) * DIRECTIONS + me.k, carry_row = me.kb * spans + index;
+    Long chain_row = ((Long)me.b * spans + c) * DIRECTIONS + me.k, carry_row = ((Long)me.k * in.samples + me.b) * spans + index;
+    if (me.own == 0) {
+        float2 bias = load_two(in.bias + (Long)me.k * in.D + me.d, me);
+        float2 skip = load_two(in.skip + (Long)me.k * in.D + me.d, me);
+        constants_of(me) = make_float4(bias.x, bias.y, skip.x, skip.y);
+    }
     Walk w = begin_walk(in, to, me, chain_row, carry_row, begin > 0);
     int first = c * span, length = min(span, (int)in.rows - first);
     if (me.k == 1) first = (int)in.rows - first - length;
@@ -514,7 +544,7 @@ DEVICE void piece(const Inputs& in, const Outputs& to, Place me, int chain, int 
         block_back(in, to, me, w, s, block * TILES, length / STEPS / 2);
         wait_for_group(me);
 #if !ENDS
-        store_sums(in, to, me, me.aside - me.warp * TILES * SLOT, part, s);
+        store_sums(in, to, me, part, s);
 #endif
     }
     end_walk(in, to, me, w, chain_row, carry_row);
@@ -530,19 +560,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) scan_backward(
     unsigned* flags, Long L, Long D, Long samples, Long rows, Long span, Long spans, Long share, Long b_k, Long b_b,
     Long b_l, Long c_k, Long c_b, Long c_l, Long z_b, Long z_l) {
     DYNAMIC_SHARED(shared);
-    Inputs in = {grad, u, delta, A, B, C, skip, z, bias, states, L, D, rows, b_k, b_b, b_l, c_k, c_b, c_l, z_b, z_l};
+    Inputs in = {grad, u, delta, A, B, C, skip, z, bias, states, (int)L, (int)D, (int)rows, (int)samples,
+                 b_k, b_b, b_l, c_k, c_b, c_l, z_b, z_l};
     Outputs to = {carry, decay, du, ddelta, dz, out, da, dbc, dskip, dbias};
     int lane = threadIdx.x % WARP, any = threadIdx.x / WARP;
     Place me;
-    me.lane = lane, me.warp = any % WARPS, me.k = any / WARPS, me.own = lane / 4 % 4;
-    me.pair = lane / 16 * 4 + lane % 4, me.samples = samples;
+    me.lane = lane, me.own = lane / 4 % 4, me.warp = any % WARPS, me.k = any / WARPS;
     me.rows = (float*)shared + me.k * KEPT * 2 * PADDED;
     float4* rest = shared + DIRECTIONS * KEPT * ROW;
-    me.hand = rest + any * 48, me.hand_grad = (float2*)(me.hand + 32);
+    me.hand = rest + any * HAND;
 #if FAR
     me.aside = far + ((Long)blockIdx.x * DIRECTIONS * WARPS + any) * TILES * SLOT;
 #else
-    me.aside = rest + DIRECTIONS * WARPS * 48 + any * TILES * SLOT;
+    me.aside = rest + DIRECTIONS * WARPS * HAND + any * TILES * SLOT;
 #endif
     int parts = (int)((D + CHANNELS - 1) / CHANNELS), whole = (int)(span / KEPT);
     int all = (int)(parts * spans * samples) * whole;
