@@ -1,5 +1,8 @@
 """Scan backends against the reference, and the reference against arithmetic done by hand."""
 
+import ctypes
+import multiprocessing
+import os
 import platform
 import threading
 import warnings
@@ -175,7 +178,7 @@ def test_slow_decay_over_a_long_sequence(backend):
 def test_extreme_inputs(backend):
     inputs = [x.detach() for x in scan_inputs(l=9, dtype=torch.float32)]
     inputs[1] = torch.linspace(-200, 200, inputs[1].numel()).reshape(inputs[1].shape)
-    inputs[6] = torch.linspace(-200, 200, inputs[6].numel()).reshape(inputs[6].shape)
+    inputs[6] = torch.linspace(-2000, 2000, inputs[6].numel()).reshape(inputs[6].shape)
     truth = selective_scan(*(x.double() for x in inputs), backend="reference")
     out = selective_scan(*inputs, backend=backend)
     assert out.isfinite().all()
@@ -224,16 +227,48 @@ def test_strided_views(backend):
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_cpu_does_not_depend_on_threads_and_repeats():
+@pytest.fixture
+def threads():
+    """Set the number of torch's threads, for one test."""
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("team", [native.team(), ctypes.c_void_p()], ids=["OpenMP", "own threads"])
+def test_cpu_does_not_depend_on_threads_and_repeats(team, threads, monkeypatch):
+    monkeypatch.setattr(cpu, "team", lambda: team)
     scan, conv = scan_inputs(d=200, l=70, dtype=torch.float32), conv_inputs(d=200, dtype=torch.float32)
     results = []
-    for threads in (1, 3, 3):
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3, 3):
+        threads(count)
         results.append([both(selective_scan, scan, "cpu")[1], both(causal_conv, conv, "cpu")[1]])
-    torch.set_num_threads(1)
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_team_is_that_of_torch():
+    assert bool(native.team()) == torch.backends.openmp.is_available()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_forked_processes(threads):
+    """The threads of OpenMP are not there in a forked process; waiting for them would never end."""
+    inputs = [
+        x.detach() for x in scan_inputs(d=192, dtype=torch.float32)
+    ]  # no padding: torch itself would hang
+    threads(2)
+    expected = selective_scan(*inputs, backend="cpu").numpy()
+    child = multiprocessing.get_context("fork").Process(target=_check_and_leave, args=(inputs, expected))
+    child.start()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0
+
+
+def _check_and_leave(inputs, expected):
+    os._exit(not (selective_scan(*inputs, backend="cpu").numpy() == expected).all())
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names vectors of x86")
@@ -250,6 +285,7 @@ def test_narrower_vectors(march, tmp_path, monkeypatch):
     for shape in ((2, 2, 70, 40, 16), (1, 1, 5, 3, 5)):
         assert_agrees(selective_scan, scan_inputs(*shape), "cpu")
         assert_agrees(causal_conv, conv_inputs(*shape[:4]), "cpu")
+    test_extreme_inputs("cpu")
     inputs = [x.detach().clone() for x in scan_inputs(l=40, dtype=torch.float32)]
     inputs[2].view(torch.int32)[..., 3] = 0x7FFFFFFF
     expected = selective_scan(*inputs, backend="reference").isnan()
@@ -276,8 +312,9 @@ def test_no_memory_is_an_error(tmp_path, monkeypatch):
     assert isinstance(caught.value, BackendError)
 
 
-def test_threads_of_the_caller():
-    inputs = [x.detach() for x in scan_inputs(dtype=torch.float32)]
+def test_threads_of_the_caller(threads):
+    inputs = [x.detach() for x in scan_inputs(d=200, dtype=torch.float32)]
+    threads(2)
     expected, outs = selective_scan(*inputs, backend="cpu"), [torch.empty(0)] * 4
 
     def run(i):

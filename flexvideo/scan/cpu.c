@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -35,16 +36,15 @@ typedef vec rows __attribute__((aligned(4), may_alias)); /* as vectors lie in te
 INLINE vec load(const float *p) { return *(const rows *)p; }
 INLINE void store(float *p, vec x) { *(rows *)p = x; }
 INLINE vec all(float x) { return x - (vec){0}; }
-INLINE vec where(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 /* NaN stays: comparisons with it are false, and the x86 instructions return their second operand. */
-INLINE vec clamp(vec x, float low, float high) {
+INLINE vec at_least(vec x, float low) {
 #if defined(__AVX512F__)
-    return (vec)_mm512_min_ps((__m512)all(high), _mm512_max_ps((__m512)all(low), (__m512)x));
+    return (vec)_mm512_max_ps((__m512)all(low), (__m512)x);
 #elif defined(__AVX__)
-    return (vec)_mm256_min_ps((__m256)all(high), _mm256_max_ps((__m256)all(low), (__m256)x));
+    return (vec)_mm256_max_ps((__m256)all(low), (__m256)x);
 #else
-    x = where(x < all(low), all(low), x);
-    return where(x > all(high), all(high), x);
+    const ivec below = x < all(low);
+    return (vec)((below & (ivec)all(low)) | (~below & (ivec)x));
 #endif
 }
 INLINE float sum(vec x) {
@@ -53,38 +53,45 @@ INLINE float sum(vec x) {
     return s;
 }
 
-/* 2**x for x < 128, relative error 3e-7, and 1e-8 of 1 - 2**x for small x, which is what a recurrence amplifies. */
+/* 2**x for x < 128, 2**-126 at least, relative error 3e-7; near zero the error of 1 - 2**x, which is what a recurrence
+   amplifies, is that of rounding 2**x. Adding 1.5 * 2**23 leaves the nearest integer in the low bits. */
 INLINE vec exp2v(vec x) {
-#if defined(__AVX512DQ__)
-    const vec f = (vec)_mm512_reduce_ps((__m512)x, 0);
+    x = at_least(x, -126.f);
+#if defined(__AVX512F__)
+    /* Thirty-seconds instead of integers, whose powers fit into two vectors: two terms are left of the polynomial.
+       Bits of 2**(i/32), less those that the shift of the whole number of thirty-seconds adds. */
+    const ivec low = {
+        0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+        0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6};
+    const ivec high = {
+        0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+        0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+    const vec round = all(393216.f), shifted = x + round, f = x - (shifted - round);
+    const __m512i power = _mm512_permutex2var_epi32((__m512i)low, (__m512i)shifted, (__m512i)high);
+    const vec scale = (vec)((ivec)power + ((ivec)shifted << 18));
+    return scale * ((f * 2.402265070e-01f + 6.931471806e-01f) * f) + scale;
 #else
-    x = where(x < all(-126.f), all(-126.f), x); /* NaN stays: comparisons with it are false */
-    const vec round = all(12582912.f); /* 1.5 * 2**23: adding it leaves the nearest integer in the low bits */
-    const vec shifted = x + round, f = x - (shifted - round);
-#endif
+    const vec round = all(12582912.f), shifted = x + round, f = x - (shifted - round);
     vec p = f * 1.339086735e-03f + 9.666373693e-03f;
     p = p * f + 5.550357104e-02f;
     p = p * f + 2.402234894e-01f;
     p = p * f + 6.931471880e-01f;
     p = p * f + 1.f;
-#if defined(__AVX512DQ__)
-    return (vec)_mm512_scalef_ps((__m512)p, (__m512)(x - f));
-#else
     return p * (vec)(((ivec)shifted + 127) << 23);
 #endif
 }
 
-INLINE vec sigmoid(vec x) { return 1.f / (1.f + exp2v(x * -1.44269504f)); }
+INLINE vec sigmoid(vec x) { return 1.f / (1.f + exp2v(-at_least(x * 1.44269504f, -127.f))); }
 
 /* log(1 + e**x) = max(x, 0) + log1p(e**-|x|), and log1p(e) = 2 atanh(e / (2 + e)). */
 INLINE vec softplus(vec x) {
-    ivec positive = x > all(0.f);
-    vec e = exp2v(where(positive, -x, x) * 1.44269504f), s = e / (2.f + e), q = s * s;
+    const vec minus = (vec)((ivec)x | (int)0x80000000); /* -|x| */
+    const vec e = exp2v(minus * 1.44269504f), s = e / (2.f + e), q = s * s;
     vec p = q * 2.817465726e-01f + 2.796141884e-01f;
     p = p * q + 4.002485372e-01f;
     p = p * q + 6.666631594e-01f;
     p = p * q + 2.000000008e+00f;
-    return where(positive, x, all(0.f)) + p * s;
+    return at_least(x, 0.f) + p * s;
 }
 
 typedef struct {
@@ -109,24 +116,28 @@ INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE long row_of(const Scan *s, long k, long i) { return k ? s->l - 1 - i : i; }
 
 /* One block of channels c, one chunk of steps: h and out move on. What does not depend on the state goes through
-   the chunk before and after the recurrence, for its long chains of operations would hold up the next step. */
+   the chunk before and after the recurrence, for its long chains of operations would hold up the next step. The
+   recurrence in turn leaves time to fetch the rows of the next chunk, which no hardware expects. */
 INLINE void scan_chunk(const Scan *s, long k, long b, long c, long from, long to, int N, vec *state) {
-    const long row = (k * s->b + b) * s->l;
+    const long row = (k * s->b + b) * s->l, ahead = k ? -CHUNK : CHUNK;
     vec A[N], h[N], dts[CHUNK], dus[CHUNK], ys[CHUNK];
     for (int n = 0; n < N; n++) A[n] = load(s->A + (k * N + n) * s->d + c), h[n] = state[n];
     const vec bias = load(s->bias + k * s->d + c), D = load(s->D + k * s->d + c);
-    const long ahead = (k ? -CHUNK : CHUNK) * s->d; /* the rows of the next chunk: no hardware expects them */
+    const float *z = s->z + b * s->z_batch + c;
+    float *out = s->out + b * s->l * s->d + c;
     for (long i = from; i < to; i++) {
         const long at = (row + row_of(s, k, i)) * s->d + c;
         const vec dt = softplus(load(s->delta + at) + bias), u = load(s->u + at);
-        __builtin_prefetch(s->delta + at + ahead), __builtin_prefetch(s->u + at + ahead);
         dts[i - from] = dt, dus[i - from] = dt * u, ys[i - from] = D * u;
     }
     for (long i = from; i < to; i++) {
-        const long at = (row + row_of(s, k, i)) * N;
-        const float *B = s->B + at, *C = s->C + at;
+        const long t = row_of(s, k, i), next = t + ahead;
+        const float *B = s->B + (row + t) * N, *C = s->C + (row + t) * N;
         const vec dt = dts[i - from], du = dus[i - from];
         vec y = ys[i - from], odd = all(0.f);
+        __builtin_prefetch(s->delta + (row + next) * s->d + c), __builtin_prefetch(s->u + (row + next) * s->d + c);
+        __builtin_prefetch(out + next * s->d, 1);
+        if (k == s->k - 1) __builtin_prefetch(z + next * s->z_row);
 #pragma GCC unroll 16
         for (int n = 0; n < N; n++) {
             h[n] = exp2v(dt * A[n]) * h[n] + du * B[n];
@@ -137,17 +148,13 @@ INLINE void scan_chunk(const Scan *s, long k, long b, long c, long from, long to
     }
     for (long i = from; i < to; i++) {
         const long t = row_of(s, k, i);
-        float *out = s->out + (b * s->l + t) * s->d + c;
         vec y = ys[i - from];
-        __builtin_prefetch(out + ahead, 1);
-        if (k) y += load(out);
+        if (k) y += load(out + t * s->d);
         if (k == s->k - 1) {
-            const float *at = s->z + b * s->z_batch + t * s->z_row + c;
-            const vec z = load(at);
-            __builtin_prefetch(at + (k ? -CHUNK : CHUNK) * s->z_row);
-            y *= z * sigmoid(z);
+            const vec gate = load(z + t * s->z_row);
+            y *= gate * sigmoid(gate);
         }
-        store(out, y);
+        store(out + t * s->d, y);
     }
     for (int n = 0; n < N; n++) state[n] = h[n];
 }
@@ -345,27 +352,45 @@ typedef struct {
     atomic_bool failed;
 } Queue;
 
-static void *work(void *queue) {
+static void work(void *queue) {
     Queue *q = queue;
     for (long task; (task = atomic_fetch_add(&q->next, 1)) < q->tasks;)
         if (!q->task(q->args, task)) atomic_store(&q->failed, true);
+}
+
+static void *help(void *queue) {
+    work(queue);
     return NULL;
 }
 
-/* Threads live for one call: nothing to keep, nothing that a fork could break. */
-static int run(bool (*task)(const void *, long), const void *args, long b, long d, long threads) {
+/* GOMP_parallel of torch's OpenMP, or null: calls a function in so many threads. */
+typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned);
+
+static pid_t home; /* the process that loaded this library */
+__attribute__((constructor)) static void remember(void) { home = getpid(); }
+
+/* In torch's own threads: they spin for a while after each of its operators, and would take the cores from any other
+   threads. They are not there in a forked process; there, and where torch has no OpenMP, threads live for one call.
+   The team is always whole, as OpenMP ends the threads that a smaller one leaves over. */
+static int run(bool (*task)(const void *, long), const void *args, long b, long d, long threads, Team team) {
     Queue queue = {task, args, b * ((d + GROUP - 1) / GROUP), 0, false};
     pthread_t helpers[MAX_THREADS];
-    long started = 0;
-    threads = least(least(threads, queue.tasks), MAX_THREADS);
-    while (started < threads - 1 && !pthread_create(helpers + started, NULL, work, &queue)) started++;
-    work(&queue);
-    while (started) pthread_join(helpers[--started], NULL);
+    long started = 0, wanted = least(least(threads, queue.tasks), MAX_THREADS);
+    if (team && wanted > 1 && getpid() == home) team(work, &queue, threads, 0);
+    else {
+        while (started < wanted - 1 && !pthread_create(helpers + started, NULL, help, &queue)) started++;
+        work(&queue);
+        while (started) pthread_join(helpers[--started], NULL);
+    }
     return atomic_load(&queue.failed);
 }
 
 /* Not zero where memory ran out. */
-int flexvideo_scan(const Scan *s, long threads) { return run(scan_any, s, s->b, s->d, threads); }
-int flexvideo_scan_backward(const Scan *s, long threads) { return run(scan_any_backward, s, s->b, s->d, threads); }
-int flexvideo_conv(const Conv *s, long threads) { return run(conv_any, s, s->b, s->d, threads); }
-int flexvideo_conv_backward(const Conv *s, long threads) { return run(conv_any_backward, s, s->b, s->d, threads); }
+int flexvideo_scan(const Scan *s, long threads, Team team) { return run(scan_any, s, s->b, s->d, threads, team); }
+int flexvideo_scan_backward(const Scan *s, long threads, Team team) {
+    return run(scan_any_backward, s, s->b, s->d, threads, team);
+}
+int flexvideo_conv(const Conv *s, long threads, Team team) { return run(conv_any, s, s->b, s->d, threads, team); }
+int flexvideo_conv_backward(const Conv *s, long threads, Team team) {
+    return run(conv_any_backward, s, s->b, s->d, threads, team);
+}

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flexvideo.errors import BackendError, BackendMemoryError
-from flexvideo.scan.native import CompileError, library
+from flexvideo.scan.native import CompileError, library, team
 from flexvideo.scan.ops import Kernels, operators
 
 CHUNK, GROUP, ALIGN = 64, 64, 16  # steps between saved states, channels of a task: as in cpu.c; widest vector
@@ -165,7 +165,8 @@ def _call(
     sizes |= {"k": k, "b": b, "l": l, "d": d}
     sizes |= {f"{strided}_batch": rows.stride(0), f"{strided}_row": rows.stride(1)}
     arguments = struct(**{key: x.data_ptr() for key, x in tensors.items()}, **sizes)
-    if getattr(library(), name)(ctypes.byref(arguments), ctypes.c_long(torch.get_num_threads())):
+    threads = ctypes.c_long(torch.get_num_threads())
+    if getattr(library(), name)(ctypes.byref(arguments), threads, team()):
         raise BackendMemoryError(
             f"No memory is left for the scan backend 'cpu' to work in, at {b} clips of {l} tokens: use a "
             "smaller batch or shorter clips."

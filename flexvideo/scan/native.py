@@ -52,8 +52,8 @@ def library() -> ctypes.CDLL:
 def team() -> ctypes.c_void_p:
     """The function by which torch's OpenMP runs another in its threads; null where torch has no OpenMP.
 
-    LLVM's and Intel's libraries know the GNU name of it too. The search starts from torch's own library, as other
-    packages bring OpenMP libraries of their own.
+    LLVM's and Intel's libraries know the GNU name of it too. The search starts from torch's own library, as
+    other packages bring OpenMP libraries of their own.
     """
     try:
         return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p)
