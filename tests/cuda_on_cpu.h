@@ -20,6 +20,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((section("cuda_shared")))
+#define KEEP(kind, value)
 #define DYNAMIC_SHARED(name) float4* name = (float4*)cpu::dynamic_shared
 
 struct dim3 { unsigned x, y, z; };

@@ -7,6 +7,7 @@
 
 #ifndef CUDA_ON_CPU
 #define KERNEL(name)  // kernels are found by their names
+#define KEEP(kind, value) asm("" : kind(value))  // in registers, rather than found anew at every use
 #define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
 
 // 2^x; -inf gives 0, NaN stays

@@ -74,12 +74,13 @@ DEVICE Pair load_pair(const Scalar* from, const Cursor& cursor, unsigned byte, b
 
 DEVICE void store_pair(Scalar* to, const Cursor& cursor, unsigned byte, float2 value) {
     Scalar* at = (Scalar*)((char*)to + byte);
-    if (byte >= cursor.end) return;
+    const bool here = byte < cursor.end;
 #if PAIRS
-    *(Pair*)at = pack(value.x, value.y);
+    const Pair packed = pack(value.x, value.y);
+    if (here) *(Pair*)at = packed;
 #else
-    at[0] = from_float(value.x);
-    if (cursor.width > 1) at[1] = from_float(value.y);
+    if (here) at[0] = from_float(value.x);
+    if (here && cursor.width > 1) at[1] = from_float(value.y);
 #endif
 }
 
@@ -379,6 +380,8 @@ scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* 
     walk.rows = rows_of(B + at.side * b_k + b * b_b, C + at.side * c_k + b * c_b, b_l, c_l, t, at.sign);
     walk.exchange = exchange_of(halves[0], at);
     walk.of = first_states(A, carry, at, D);
+    KEEP("+l", walk.out);
+    KEEP("+r", walk.steps.group);
     walk.skip = load_channels(skip, at, D), walk.bias = load_channels(bias, at, D);
     walk.sum = make_float2(0.0f, 0.0f);
     load_next(walk, 0);
