@@ -1,4 +1,4 @@
-"""The selective scan forward by CUDA kernels: how `cuda_forward.cu`, `cuda_chain.cu` are laid out and called."""
+"""The selective scan forward by CUDA kernels: how they are laid out and called."""
 
 from dataclasses import dataclass
 
@@ -100,7 +100,7 @@ def scan_forward(
         "HELD": launch.held,
         "STEPS": STEPS,
         "WARPS": WARPS,
-        "BLOCKS": blocks_resident(u.dtype, n),
+        "BLOCKS": blocks_resident(k, launch.held),
         "KEPT": BLOCK,
         "PAIRS": int(aligned(2, u, delta, z)),
         "QUADS": int(n % 4 == 0 and aligned(4, B, C)),
@@ -124,9 +124,9 @@ def scan_forward(
     return out, states
 
 
-def blocks_resident(dtype: torch.dtype, n: int) -> int:
-    """Blocks of a multiprocessor that the registers are shared out for: more states, fewer blocks."""
-    return BLOCKS if n <= 16 else 2
+def blocks_resident(k: int, held: int) -> int:
+    """Blocks of a multiprocessor that the registers are shared out for: the fewer, the more states a lane."""
+    return min(BLOCKS, max(2, BLOCKS + 2 - -(-held // 2))) * 2 // k
 
 
 def aligned(count: int, *tensors: Tensor) -> bool:

@@ -183,8 +183,8 @@ def _compiler() -> ctypes.CDLL:
         except OSError:
             continue
     raise BackendError(
-        f"NVRTC, the compiler for CUDA kernels, was not found (looked for {', '.join(names)}): install it with "
-        "`pip install nvidia-cuda-nvrtc`."
+        f"NVRTC, the compiler for CUDA kernels, was not found (looked for {', '.join(names)}): install it "
+        "with `pip install nvidia-cuda-nvrtc`."
     )
 
 
