@@ -7,7 +7,7 @@ from _speed_floor import model_floor
 from _speed_official import OfficialVideoMamba, official_add_norm
 from _speed_plan import BASELINES, Case
 from _speed_timing import Run, capture
-from _speed_vit import VisionTransformer
+from _speed_vit import VisionTransformer, fastest_attention
 from torch import Tensor, nn
 
 import flexvideo as fv
@@ -23,8 +23,12 @@ class Subject:
     calls = 1
 
     def __init__(self, case: Case, device: torch.device) -> None:
+        self.notes: dict[str, object] = {}
         self.case, self.device = case, device
         self.model = build(case, device)
+        if isinstance(self.model, VisionTransformer) and device.type == "cuda":
+            self.model.attention = fastest_attention(case, self.model.heads, device)
+            self.notes["attention"] = self.model.attention.name
         if case.column.endswith("compiled"):
             compile_layers(self.model, device)
         self.clip = torch.randn(case.batch, 3, case.frames, case.size, case.size, device=device)

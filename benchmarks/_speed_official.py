@@ -188,6 +188,6 @@ def _without_package(package: str, module: str) -> ModuleType:
         if spec is None or spec.submodule_search_locations is None:
             raise ModuleNotFoundError(f"the package {package!r} is not installed", name=package)
         empty = ModuleType(package)
-        empty.__path__ = list(spec.submodule_search_locations)
+        empty.__path__, empty.__spec__ = list(spec.submodule_search_locations), spec
         sys.modules[package] = empty
     return importlib.import_module(module)

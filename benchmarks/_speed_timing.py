@@ -10,16 +10,18 @@ Run = Callable[[], object]
 LEAST, MOST, SECONDS = 3, 20, 0.4  # calls timed, and about how long in all
 
 
-def measure(run: Run, device: torch.device) -> tuple[float, float | None]:
-    """Median milliseconds, and the peak of allocated GiB where the device counts it.
+def measure(prepare: Callable[[], Run], device: torch.device) -> tuple[float, float | None]:
+    """Median milliseconds of what `prepare` returns, and the peak of allocated GiB on a GPU.
 
-    The first call compiles and allocates and does not count. The caches of the device are not flushed: the
-    caller gives more data than they hold.
+    The first call compiles and allocates, and its time does not count. Memory counts from the preparation on,
+    where graphs allocate theirs. The caches of the device are not flushed: the caller gives more data than
+    they hold.
     """
     timer = _events if device.type == "cuda" else _clock
-    run()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    run = prepare()
+    run()
     times = [timer(run)]
     while len(times) < LEAST or (len(times) < MOST and sum(times) < 1e3 * SECONDS):
         times.append(timer(run))

@@ -142,17 +142,18 @@ def result(case: Case, subjects: Subjects) -> Row:
 
 def figures(case: Case, subjects: Subjects) -> Row:
     if case.column == "floor":
-        milliseconds, peak = (kernel_floor if case.what in KERNELS else floor_of)(case), None
+        milliseconds, peak, notes = (kernel_floor if case.what in KERNELS else floor_of)(case), None, {}
     else:
         subject = subjects.of(case)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of compilers and graph capture: they would tear the table apart
-            milliseconds, peak = measure(subject.run(case.step), subjects.device)
-        milliseconds /= subject.calls
+            milliseconds, peak = measure(lambda: subject.run(case.step), subjects.device)
+        milliseconds, notes = milliseconds / subject.calls, subject.notes
     return {
         "ms": round(milliseconds, 4),
         "clips_per_s": round(1e3 * case.batch / milliseconds, 2),
         "peak_gib": peak if peak is None else round(peak, 3),
+        **notes,
     }
 
 

@@ -3,6 +3,8 @@
 import copy
 import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -164,13 +166,28 @@ def test_a_case_that_ends_the_process_is_in_the_file(tmp_path, monkeypatch):
 def test_an_error_is_the_cell_and_the_rest_goes_on(tmp_path, monkeypatch):
     worker = module("_speed_worker")
 
-    def fail(run, device):
+    def fail(prepare, device):
         raise torch.OutOfMemoryError("64 GiB")
 
     monkeypatch.setattr(worker, "measure", fail)
     rows = rows_of(worker.work(order(tmp_path, "4x48x2 forward")))
     assert [row.get("error") for row in rows] == ["out of memory", "out of memory", None]
     assert module("_speed_table").text(rows[0]) == "OOM"
+
+
+def test_an_error_after_which_nothing_can_run_is_kept(tmp_path, monkeypatch):
+    """A fault of the device raises again when its memory is freed."""
+    worker = module("_speed_worker")
+
+    def fault(*_):
+        raise RuntimeError("an illegal memory access was encountered\nand more")
+
+    monkeypatch.setattr(worker, "measure", fault)
+    monkeypatch.setattr(worker.Subjects, "drop", lambda self: fault() if self.last else None)
+    with pytest.raises(RuntimeError, match="illegal"):
+        worker.work(order(tmp_path, "4x48x2 forward"))
+    (path,) = tmp_path.glob("*.json")
+    assert rows_of(path)[0]["error"] == "RuntimeError: an illegal memory access was encountered"
 
 
 def test_nothing_begins_after_the_budget(tmp_path, capsys):
@@ -222,3 +239,24 @@ def test_picture_is_drawn_from_rows(tmp_path):
     rows = [row(column, (frames, 224), 16, 50.0) for column in ("ours cuda", "vit") for frames in (8, 16)]
     picture = module("_speed_picture").draw_tokens(rows, tmp_path / "speed.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_fastest_attention_is_one_that_runs(monkeypatch):
+    vit, backends = module("_speed_vit"), torch.nn.attention.SDPBackend
+    monkeypatch.setattr(vit, "FUSED", (backends.FLASH_ATTENTION, backends.CUDNN_ATTENTION))
+    monkeypatch.setattr(module("_speed_timing"), "SECONDS", 0.0)
+    case = module("_speed_plan").Case("toy", 2, 32, 2, "vit", "forward")
+    assert vit.fastest_attention(case, 2, torch.device("cpu")) == backends.FLASH_ATTENTION
+
+
+@pytest.mark.slow
+def test_every_column_that_can_runs_on_a_cpu(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "speed.py"), "--toy", "--results", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*.json")
+    failed = {(row["column"], row["step"]) for row in rows_of(path) if "error" in row}
+    needs_cuda = {(column, step) for column, step in failed if "graphed" in column + step}
+    assert {column for column, _ in failed - needs_cuda} <= {"official", "padded"}
+    assert "| what | clip " in done.stdout
