@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from _speed_table import Row, points, rank
+from _speed_table import Row, by_tokens, points, rank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ STEPS = {"forward": "forward pass", "train": "training step"}
 
 
 def draw_tokens(rows: Sequence[Row], path: Path) -> Path:
-    """Draw forward pass and training step side by side, in milliseconds a clip at a full batch.
+    """Draw forward pass and training step side by side, a clip above and a token below, at full batches.
 
     Args:
         rows: of results files.
@@ -39,29 +39,29 @@ def draw_tokens(rows: Sequence[Row], path: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    for number, (step, title) in enumerate(STEPS.items(), start=1):
-        axes = figure.add_subplot(1, 2, number)
-        draw_step(rows, axes, step=step)
-        axes.set_title(title, fontsize=10)
-    figure.axes[0].set_ylabel("milliseconds a clip, full batch")
-    figure.axes[0].legend(fontsize=8)
+    figure = Figure(figsize=(10, 7.6), layout="constrained")
+    grid = figure.subplots(2, 2, sharex="col")
+    for column, (step, title) in enumerate(STEPS.items()):
+        draw_step(rows, grid[0, column], step=step, of_a_token=False)
+        draw_step(rows, grid[1, column], step=step, of_a_token=True)
+        grid[0, column].set_title(title, fontsize=10)
+        grid[1, column].set_xlabel("tokens a clip")
+    grid[0, 0].set_ylabel("milliseconds a clip")
+    grid[1, 0].set_ylabel("microseconds a token")
+    grid[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=130)
     return path
 
 
-def draw_step(rows: Sequence[Row], axes: "Axes", *, step: str) -> None:
+def draw_step(rows: Sequence[Row], axes: "Axes", *, step: str, of_a_token: bool) -> None:
     """One line a column; of ours by backend the fastest, which is the one that `auto` takes."""
     for column, shown in columns(rows, step).items():
-        costs = points(rows, shown, step)
+        costs = by_tokens(points(rows, shown, step))
+        shares = {t: 1e3 * cost / t if of_a_token else cost for t, cost in costs.items()}
         colour, line = STYLES[column]
-        tokens = sorted(costs)
-        axes.plot(
-            tokens, [costs[t] for t in tokens], line, marker="o", ms=3, color=colour, label=NAMES[column]
-        )
+        axes.plot(shares.keys(), shares.values(), line, marker="o", ms=3, color=colour, label=NAMES[column])
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("tokens a clip")
     axes.grid(visible=True, which="both", alpha=0.2)
 
 

@@ -43,6 +43,7 @@ TARGETS = (
     Target("VideoMamba-M forward, 16 x 224, batch 1", "middle", 1, "forward", 7),
 )
 FLAT = 0.15
+FILLS = 50_000  # tokens of one clip from which on it needs no others beside it
 CROSSINGS = {"forward": 5000, "train": 9000}  # tokens from which VideoMamba-M should beat the transformer
 
 
@@ -182,7 +183,7 @@ def crossings(rows: Sequence[Row]) -> list[str]:
         for column in sorted({str(row["column"]) for row in rows if ours(row)} - {"ours graphed"}):
             rival = "vit compiled" if column == "ours compiled" else "vit"
             mine, theirs = (points(rows, name, step) for name in (column, rival))
-            ratios = {tokens: mine[tokens] / theirs[tokens] for tokens in sorted(mine.keys() & theirs.keys())}
+            ratios = by_tokens({key: mine[key] / theirs[key] for key in mine.keys() & theirs.keys()})
             if len(ratios) > 1:
                 shown = ", ".join(f"{tokens}: {ratio:.2f}" for tokens, ratio in ratios.items())
                 lines.append(
@@ -192,15 +193,20 @@ def crossings(rows: Sequence[Row]) -> list[str]:
     return ["VideoMamba-M beats the equal transformer", *lines] if lines else []
 
 
-def points(rows: Sequence[Row], column: str, step: str) -> dict[int, float]:
-    """Milliseconds a clip by tokens, of the largest batch of each."""
-    found: dict[int, tuple[float, float]] = {}
+def points(rows: Sequence[Row], column: str, step: str) -> dict[tuple[int, int], float]:
+    """Milliseconds a clip by tokens and clips, where they fill the GPU."""
+    found: dict[tuple[int, int], float] = {}
     for row in rows:
         if row["what"] == "middle" and row["column"] == column and row["step"] == step and "ms" in row:
-            tokens, batch = int(number(row, "tokens")), number(row, "batch")
-            if batch >= found.get(tokens, (1 if tokens < 50_000 else 0, 0.0))[0]:
-                found[tokens] = (batch, number(row, "ms") / batch)
-    return {tokens: cost for tokens, (_, cost) in found.items()}
+            tokens, batch = int(number(row, "tokens")), int(number(row, "batch"))
+            if batch > 1 or tokens > FILLS:
+                found[tokens, batch] = number(row, "ms") / batch
+    return found
+
+
+def by_tokens(found: dict[tuple[int, int], float]) -> dict[int, float]:
+    """By tokens alone, each with the largest batch."""
+    return {tokens: found[tokens, batch] for tokens, batch in sorted(found)}
 
 
 def crossing(ratios: dict[int, float]) -> str:

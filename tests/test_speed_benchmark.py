@@ -260,3 +260,18 @@ def test_every_column_that_can_runs_on_a_cpu(tmp_path):
     needs_cuda = {(column, step) for column, step in failed if "graphed" in column + step}
     assert {column for column, _ in failed - needs_cuda} <= {"official", "padded"}
     assert "| what | clip " in done.stdout
+
+
+def test_a_new_process_goes_on_after_one_that_died(tmp_path, monkeypatch):
+    speed, ends, commands = module("speed"), [(3, -9), (0, 1), (7, 0)], []
+
+    def watch(command, *, hang):
+        commands.append(command)
+        return ends.pop(0)
+
+    monkeypatch.setattr(speed, "watch", watch)
+    assert speed.main(["--toy", "--results", str(tmp_path), "--budget", "100"]) == 0
+    assert ["--resume" in command for command in commands] == [False, True, True]
+    assert all(float(command[command.index("--worker") + 1]) <= 100 for command in commands)
+    ends.extend([(0, 1)] * speed.FAULTS)
+    assert speed.main(["--toy", "--results", str(tmp_path)]) == 1
