@@ -1,4 +1,4 @@
-"""The CUDA kernels on a CPU: built by g++ with `cuda_on_cpu.h`, called as `flexvideo.scan.nvrtc.run` calls them."""
+"""The CUDA kernels on a CPU: built by g++ with `cuda_on_cpu.h`, called as `nvrtc.run` calls them."""
 
 import ctypes
 import functools
@@ -44,6 +44,7 @@ def run(
     threads: int,
     *arguments: Tensor | int,
     defines: dict[str, int],
+    shared: int = 0,
     reversed_order: bool = False,
 ) -> None:
     """Stands in for `nvrtc.run`: pointers for tensors, 64-bit integers for numbers."""

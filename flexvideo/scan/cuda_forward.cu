@@ -313,7 +313,7 @@ struct Walk {
     const Scalar *u, *delta, *z;
     Scalar* out;
     float* states;
-    int L, D;
+    int L, D, kept;  // kept: steps since the first whose state is kept
 };
 
 DEVICE void load_next(Walk& walk, int ahead) {
@@ -329,10 +329,9 @@ DEVICE void walk_tile(Walk& walk, int tile) {
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) now[g] = walk.next.u[g];
 #if !ENDS
-    if (tile % (KEPT / STEPS) == 0) {
-        store_states(walk.states, walk.of, walk.D, walk.at.width);
-        walk.states += (long long)PADDED * walk.D;
-    }
+    if (walk.kept > 0 && walk.kept % KEPT == 0)
+        store_states(walk.states + (long long)(walk.kept / KEPT * PADDED) * walk.D, walk.of, walk.D, walk.at.width);
+    walk.kept += STEPS;
     if (late) load_steps(gate, walk.z, walk.gates, 0, Pair());
     if (late && DIRECTIONS == 2) load_steps(partner, walk.out, walk.steps, 0, Pair());
 #endif
@@ -356,17 +355,18 @@ DEVICE void walk_tile(Walk& walk, int tile) {
 }
 
 // carry (k, b, spans, PADDED, d): with ENDS the final states are written, with CARRY the first ones are read;
-// decay (k, b, spans, d): with ENDS, the sum of dt; states (k, b, blocks, PADDED, d): those before every KEPT steps
+// decay (k, b, spans, d): with ENDS, the sum of dt; states (k, b, blocks, PADDED, d): those before every KEPT of
+// KEPT * blocks steps, at the end of which direction 0 has steps that are not there, direction 1 at the beginning
 extern "C" __global__ void __launch_bounds__(DIRECTIONS* SIDE, BLOCKS)
 scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const Scalar* C, const float* skip,
             const Scalar* z, const float* bias, Scalar* out, float* carry, float* decay, float* states, long long L_,
-            long long D_, long long rows, long long span, long long z_b, long long z_l, long long b_k, long long b_b,
+            long long D_, long long blocks, long long span_, long long z_b, long long z_l, long long b_k, long long b_b,
             long long b_l, long long c_k, long long c_b, long long c_l) {
     __shared__ Tile halves[2];
-    const int L = (int)L_, D = (int)D_, spans = gridDim.y, tiles = (int)span / STEPS;
+    const int L = (int)L_, D = (int)D_, span = (int)span_, spans = gridDim.y, tiles = span / STEPS;
     const Place at = place_of(D);
     const int index = at.side ? spans - 1 - (int)blockIdx.y : (int)blockIdx.y;  // in the direction's order
-    const int t = at.side ? (int)(rows - 1 - index * span) : (int)(index * span), own = t + at.sign * at.lane;
+    const int t = at.side ? span * (spans - index) - 1 : span * index, own = t + at.sign * at.lane;
     const long long b = blockIdx.z, kb = (long long)at.side * gridDim.z + b;
     carry += ((kb * spans + index) * PADDED + at.lane * HELD) * D + at.channel;
     const unsigned end = at.width ? (unsigned)L * D * (unsigned)sizeof(Scalar) : 0;
@@ -374,7 +374,8 @@ scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* 
     walk.at = at;
     walk.L = L, walk.D = D;
     walk.u = u + kb * L * D, walk.delta = delta + kb * L * D, walk.out = out + b * L * D, walk.z = z + b * z_b;
-    walk.states = states + ((kb * (rows / KEPT) + index * span / KEPT) * PADDED + at.lane * HELD) * D + at.channel;
+    walk.states = states + (kb * blocks * PADDED + at.lane * HELD) * D + at.channel;
+    walk.kept = span * index + (at.side ? (int)blocks * KEPT - span * spans : 0);
     walk.steps = cursor_of(at, own, D, end);
     walk.gates = cursor_of(at, own, (int)z_l, at.width ? (unsigned)L * (unsigned)z_l * (unsigned)sizeof(Scalar) : 0);
     walk.rows = rows_of(B + at.side * b_k + b * b_b, C + at.side * c_k + b * c_b, b_l, c_l, t, at.sign);
@@ -384,6 +385,9 @@ scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* 
     KEEP("+r", walk.steps.group);
     walk.skip = load_channels(skip, at, D), walk.bias = load_channels(bias, at, D);
     walk.sum = make_float2(0.0f, 0.0f);
+#if !ENDS
+    if (index == 0) store_states(walk.states, walk.of, D, at.width);
+#endif
     load_next(walk, 0);
     walk.sum_ahead = hand_over(walk.exchange, walk.next, walk.bias);
     flip_writes(walk.exchange, false);

@@ -1,5 +1,6 @@
 """The selective scan forward by CUDA kernels: how they are laid out and called."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,56 +14,44 @@ WARPS = 2  # of a block and direction, 16 channels each
 STEPS = 8  # of a tile
 BLOCKS = 5  # of 4 warps that a multiprocessor holds at a time
 BLOCK = 64  # steps between two states kept for the backward pass
-PROGRAMS = 40  # blocks a multiprocessor that spans are made for
+SHORTEST = 64  # steps of a span
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MOST_STATES = 64
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a scan is laid out on the device: a pure function of shape and device.
+    """How a forward pass is laid out on the device: a pure function of shape and device.
 
     Args:
         held: states of a channel a lane.
-        span: steps a block where time is split.
-        spans: blocks along time where time is split.
-        whole: do not split time in the forward pass.
+        blocks: states kept for the backward pass, of a channel and direction.
+        span: steps that a block of threads takes.
+        spans: blocks of threads along time.
     """
 
     held: int
+    blocks: int
     span: int
     spans: int
-    whole: bool
 
     @property
     def states(self) -> int:
         """States of a channel, with padding."""
         return LANES * self.held
 
-    @property
-    def rows(self) -> int:
-        """Steps, with padding."""
-        return self.span * self.spans
-
-    @property
-    def blocks(self) -> int:
-        """States kept for the backward pass, a channel and direction."""
-        return self.rows // BLOCK
-
 
 def launch_for(b: int, l: int, d: int, n: int, multiprocessors: int) -> Launch:
     """The layout for a shape.
 
-    The backward pass splits time into spans of at least two blocks: many short ones leave the smallest tail.
-    The forward pass does so only where a block for every 32 channels would leave most of the device idle,
-    since it then takes each exponential twice.
+    Time is split into spans where a block of threads for every 32 channels would leave most of the device
+    idle, since each exponential is then taken twice; and into as many as run at a time.
     """
-    programs = b * -(-d // (16 * WARPS))
-    blocks = -(-l // BLOCK)
-    spans = min(-(-PROGRAMS * multiprocessors // programs), max(1, blocks // 2))
-    span = -(-blocks // spans) * BLOCK
-    spans = -(-l // span)
-    return Launch(-(-n // LANES), span, spans, whole=spans == 1 or programs >= 2 * multiprocessors)
+    held, programs = -(-n // LANES), b * -(-d // (16 * WARPS))
+    room = blocks_resident(2, held) * multiprocessors
+    spans = 1 if 5 * programs >= 2 * room else min(room // programs, -(-l // SHORTEST))
+    span = -(-l // (spans * 2 * STEPS)) * 2 * STEPS  # the directions meet between two tiles
+    return Launch(held, -(-l // BLOCK), span, -(-l // span))
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -81,18 +70,19 @@ def scan_forward(
     delta_bias: Tensor,
     *,
     launch: Launch,
+    run: Callable[..., None] = nvrtc.run,
 ) -> tuple[Tensor, Tensor]:
     """The gated scan, and the states before every BLOCK steps (k, b, blocks, states, d)."""
     (k, b, l, d), n = u.shape, A.shape[-1]
     check_sizes(u, z, n)
     u, delta, A, D, delta_bias = (x.contiguous() for x in (u, delta, A, D, delta_bias))
     B, C, z = (x if x.stride(-1) == 1 else x.contiguous() for x in (B, C, z))
-    span, spans = (launch.rows, 1) if launch.whole else (launch.span, launch.spans)
+    spans = launch.spans
     out = torch.empty(b, l, d, dtype=u.dtype, device=u.device)
     carry = torch.empty(k, b, spans, launch.states, d, device=u.device)
     decay = torch.empty(k, b, spans, d, device=u.device)
     states = torch.empty(k, b, launch.blocks, launch.states, d, device=u.device)
-    sizes = (l, d, launch.rows, span, z.stride(0), z.stride(1), *B.stride()[:3], *C.stride()[:3])
+    sizes = (l, d, launch.blocks, launch.span, z.stride(0), z.stride(1), *B.stride()[:3], *C.stride()[:3])
     variant = {
         "DTYPE": DTYPES[u.dtype],
         "DIRECTIONS": k,
@@ -106,8 +96,8 @@ def scan_forward(
         "QUADS": int(n % 4 == 0 and aligned(4, B, C)),
     }
 
-    def run(*, ends: bool) -> None:
-        nvrtc.run(
+    def walk(*, ends: bool) -> None:
+        run(
             "cuda_forward.cu",
             "scan_kernel",
             (-(-d // (16 * WARPS)), spans, b),
@@ -118,9 +108,9 @@ def scan_forward(
         )
 
     if spans > 1:
-        run(ends=True)
-        chain(carry, decay, A, last=False)
-    run(ends=False)
+        walk(ends=True)
+        chain(carry, decay, A, last=False, run=run)
+    walk(ends=False)
     return out, states
 
 
@@ -162,11 +152,11 @@ def check_sizes(u: Tensor, z: Tensor, n: int) -> None:
         )
 
 
-def chain(carry: Tensor, decay: Tensor, A: Tensor, *, last: bool) -> None:
+def chain(
+    carry: Tensor, decay: Tensor, A: Tensor, *, last: bool, run: Callable[..., None] = nvrtc.run
+) -> None:
     """Turn, in place, the effects of the spans into the states at their beginnings (last: ends)."""
     k, b, spans, padded, d = carry.shape
     defines = {"STATES": A.shape[-1], "PADDED": padded}
     grid = (-(-d // 128) * padded, b, k)
-    nvrtc.run(
-        "cuda_chain.cu", "chain_kernel", grid, 128, carry, decay, A, spans, d, int(last), defines=defines
-    )
+    run("cuda_chain.cu", "chain_kernel", grid, 128, carry, decay, A, spans, d, int(last), defines=defines)

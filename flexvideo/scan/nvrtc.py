@@ -21,6 +21,7 @@ from flexvideo.scan.native import cache_folder
 
 FOLDER = Path(__file__).parent
 HEADER = "cuda_common.cuh"
+MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 Defines = tuple[tuple[str, int], ...]
 
 
@@ -31,6 +32,7 @@ def run(
     threads: int,
     *arguments: Tensor | int,
     defines: dict[str, int],
+    shared: int = 0,
 ) -> None:
     """Launch a kernel on the current stream of the first argument's device.
 
@@ -43,13 +45,14 @@ def run(
         threads: of a block.
         arguments: tensors and numbers, a tensor first.
         defines: macros, all of which become part of the compiled variant.
+        shared: bytes of dynamic shared memory.
 
     Raises:
         BackendError: a kernel that does not compile, load or start.
     """
     first = arguments[0]
     assert isinstance(first, Tensor)
-    function, context = _loaded(source, kernel, tuple(defines.items()), first.device.index)
+    function, context = _loaded(source, kernel, tuple(defines.items()), first.device.index, shared)
     values = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
     words = (ctypes.c_longlong * len(values))(*values)
     at = ctypes.addressof(words)
@@ -60,7 +63,7 @@ def run(
     _check(driver.cuCtxPushCurrent_v2(context), "enter the context")
     try:
         _check(
-            driver.cuLaunchKernel(function, *grid, threads, 1, 1, 0, stream, pointers, None),
+            driver.cuLaunchKernel(function, *grid, threads, 1, 1, shared, stream, pointers, None),
             f"start {kernel}",
         )
     finally:
@@ -131,7 +134,7 @@ def _log(compiler: ctypes.CDLL, program: ctypes.c_void_p) -> str:
 
 @functools.cache
 def _loaded(
-    source: str, kernel: str, defines: Defines, device: int
+    source: str, kernel: str, defines: Defines, device: int, shared: int
 ) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
     """The kernel as the driver knows it, and the context in which it is."""
     major, minor = torch.cuda.get_device_capability(device)
@@ -142,6 +145,8 @@ def _loaded(
     try:
         _check(driver.cuModuleLoadData(ctypes.byref(module), cubin), f"load {source}")
         _check(driver.cuModuleGetFunction(ctypes.byref(function), module, kernel.encode()), f"find {kernel}")
+        if shared > 48 << 10:  # more than every device has must be asked for
+            _check(driver.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, shared), f"get {shared} bytes")
     finally:
         driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
     return function, context
