@@ -59,8 +59,11 @@ def machine() -> str:
 def driver() -> str | None:
     """Version of the NVIDIA driver; None without one."""
     info = Path("/proc/driver/nvidia/version")
-    found = re.search(r"(?:Kernel Module|x86_64)\D*([\d.]+)", info.read_text()) if info.exists() else None
-    return found[1] if found else _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    found = re.search(r"\b\d{3}\.\d[\d.]*", info.read_text()) if info.exists() else None
+    if found:
+        return found[0]
+    told = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return told.splitlines()[0] if told else None
 
 
 def cpu_name() -> str:

@@ -40,11 +40,8 @@ class Subject:
         self.model.eval()
         if self.case.column == "ours graphed":
             return self.inference(fv.graphed(self.model))
-        return (
-            capture(self.inference(self.model))
-            if "graphed" in self.case.column
-            else self.inference(self.model)
-        )
+        forward = self.inference(self.model)
+        return capture(forward) if "graphed" in self.case.column else forward
 
     def inference(self, model: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         def forward() -> Tensor:

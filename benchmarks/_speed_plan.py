@@ -75,6 +75,7 @@ def full(backends: list[str]) -> Iterator[Case]:
     yield from quick(backends)
     yield from kernels(KERNELS, (16, 1), ours)
     yield from cases("middle", (16, 224, 16), [*ours, *BASELINES], ("forward", "train"))
+    yield from cases("middle", (16, 224, 1), ["ours compiled", "vit compiled"], ("forward", "train"))
     for (frames, size), batch in FULL.items():
         best = [ours[0], "ours compiled", "official", "vit", "vit compiled"]
         yield from cases("middle", (frames, size, batch), best, ("forward", "train"))
