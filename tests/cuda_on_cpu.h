@@ -170,7 +170,6 @@ static inline unsigned bfloat_bits(float x) {
 }
 static inline unsigned bfloats(float low, float high) { return bfloat_bits(low) | bfloat_bits(high) << 16; }
 // tensor cores: sums (16 x 8) += factors (16 x 8) times values (8 x 8), of whose numbers 11 bits are read
-static inline float rounded(float x) { return __uint_as_float(__float_as_uint(x) + 0x1000u & 0xffffe000u); }
 static inline void multiply(float (&sums)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
     static float given[cpu::MOST / 32][2][32][6];
     int warp = cpu::current / 32, lane = cpu::current % 32;
@@ -182,6 +181,7 @@ static inline void multiply(float (&sums)[4], float a0, float a1, float a2, floa
         for (int k = 0; k < 8; k++)
             sums[i] += all[lane / 4 * 4 + k % 4][i / 2 + k / 4 * 2] * all[(lane % 4 * 2 + i % 2) * 4 + k % 4][4 + k / 4];
 }
+template <class T> static void forget(T&) {}
 static inline void publish(unsigned* flag) { *flag = 1; }
 static inline void await(const unsigned* flag) { if (!*flag) abort(); }
 using std::min;

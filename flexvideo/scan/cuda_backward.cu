@@ -21,7 +21,7 @@
 #include "cuda_common.cuh"
 
 #ifndef CUDA_ON_CPU
-// sums += factors (16 x 8) times values (8 x 8), of whose numbers the tensor cores read 11 bits
+// sums (16 x 8) += values (16 x 8) times factors (8 x 8), of whose numbers the tensor cores read 11 bits
 static __device__ __forceinline__ void multiply(float (&sums)[4], float a0, float a1, float a2, float a3, float b0,
                                                 float b1) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -30,6 +30,13 @@ static __device__ __forceinline__ void multiply(float (&sums)[4], float a0, floa
         : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
           "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
+
+// makes the compiler find again what it could know of x, instead of keeping it in registers
+#if DTYPE == 0
+static __device__ __forceinline__ void forget(float2& x) { asm volatile("" : "+f"(x.x), "+f"(x.y)); }
+#else
+static __device__ __forceinline__ void forget(unsigned& x) { asm volatile("" : "+r"(x)); }
+#endif
 
 static __device__ __forceinline__ void publish(unsigned* flag) {
     asm volatile("fence.acq_rel.gpu; st.relaxed.gpu.u32 [%0], 1;" ::"l"(flag) : "memory");
@@ -51,7 +58,7 @@ static __device__ __forceinline__ void await(const unsigned* flag) {
 #define ROW (PADDED / 2)   // float4 of B and C at one step
 #define QUADS (HELD / 2)   // float4 of the states of a lane
 #define SLOT (QUADS * WARP)  // float4 put aside for a tile: states of a warp, later two halves of sums
-#define HAND 56  // float4 that the lanes of a warp hand to each other
+#define HAND 72  // float4 that the lanes of a warp hand to each other
 #define CHANNELS (16 * WARPS)
 #define GROUP (WARPS * WARP)  // threads of a direction
 #define THREADS (DIRECTIONS * GROUP)
@@ -92,10 +99,9 @@ struct Place {
     float* rows;           // B and C of the block of 64 steps
 };
 
-// A lane's own step in the first tile of a block of 64 steps: its time, and where it is in tensors like u, grad, z.
-// The next tile's are `sign * STEPS` steps further.
+// A lane's own step of a tile: its time, and where it is in tensors like u, grad, z; `far` and `far_z` to the next tile.
 struct Cursor {
-    int t, sign, far, far_z;
+    int t, ahead, far, far_z;
     Long at, at_out, at_z;
 };
 
@@ -145,33 +151,33 @@ DEVICE void load_states(float (&x)[HELD], const float* from) {
 
 DEVICE Cursor cursor_at(const Inputs& in, const Place& me, int s) {
     Cursor x;
-    x.sign = me.k == 0 ? 1 : -1;
     x.t = me.k == 0 ? s + me.own : in.rows - 1 - s - me.own;
+    x.ahead = me.k == 0 ? STEPS : -STEPS;
     x.at_out = ((Long)me.b * in.L + x.t) * in.D + me.d;
     x.at = x.at_out + (Long)me.k * in.samples * in.L * in.D;
     x.at_z = me.b * in.z_b + x.t * in.z_l + me.d;
-    x.far = x.sign * STEPS * in.D;
-    x.far_z = x.sign * STEPS * (int)in.z_l;
+    x.far = x.ahead * in.D;
+    x.far_z = x.ahead * (int)in.z_l;
     return x;
 }
 
-DEVICE bool inside(const Inputs& in, const Place& me, const Cursor& cursor, int tile) {
-    return (unsigned)(cursor.t + cursor.sign * STEPS * tile) < (unsigned)in.L && me.on;
+DEVICE void move(Cursor& x, int tiles) {
+    x.t += tiles * x.ahead;
+    x.at += tiles * x.far, x.at_out += tiles * x.far, x.at_z += tiles * x.far_z;
 }
+
+DEVICE bool inside(const Inputs& in, const Place& me, const Cursor& at) { return (unsigned)at.t < (unsigned)in.L && me.on; }
 
 // Steps that are not there have a dt of softplus(-inf) = 0 and change nothing.
-DEVICE Own load_own(const Inputs& in, const Place& me, const Cursor& cursor, int tile, bool all) {
-    Own x;
-    Long at = cursor.at + (Long)tile * cursor.far, at_out = cursor.at_out + (Long)tile * cursor.far;
-    bool here = inside(in, me, cursor, tile);
-    x.u = load_pair(in.u + at, here, me.second, Pair());
-    x.delta = load_pair(in.delta + at, here, me.second, NONE);
-    x.grad = x.z = Pair();
-    if (all) {
-        x.grad = load_pair(in.grad + at_out, here, me.second, Pair());
-        x.z = load_pair(in.z + cursor.at_z + (Long)tile * cursor.far_z, here, me.second, Pair());
-    }
-    return x;
+DEVICE Own load_own(const Inputs& in, const Place& me, const Cursor& x, bool all) {
+    bool here = inside(in, me, x);
+    Own y;
+    y.u = load_pair(in.u + x.at, here, me.second, Pair());
+    y.delta = load_pair(in.delta + x.at, here, me.second, NONE);
+    if (!all) return y;
+    y.grad = load_pair(in.grad + x.at_out, here, me.second, Pair());
+    y.z = load_pair(in.z + x.at_z, here, me.second, Pair());
+    return y;
 }
 
 DEVICE float2 load_two(const float* from, const Place& me) {
@@ -180,10 +186,12 @@ DEVICE float2 load_two(const float* from, const Place& me) {
 
 DEVICE int pair_of_lane(const Place& me) { return me.lane / 16 * 4 + me.lane % 4; }
 
-// What lanes of a pair of channels hand to each other: dt and dt u of each step, its gradient of y, bias and skip.
+// What lanes of a pair of channels hand to each other: dt and dt u of each step, its gradient of y, bias and skip; and
+// what a lane hands to itself, sigmoid(z).
 DEVICE float4& steps_of(const Place& me, int p) { return me.hand[p * 8 + pair_of_lane(me)]; }
 DEVICE float2& grads_of(const Place& me, int p) { return ((float2*)(me.hand + 32))[p * 8 + pair_of_lane(me)]; }
 DEVICE float4& constants_of(const Place& me) { return me.hand[48 + pair_of_lane(me)]; }
+DEVICE float2& open_of(const Place& me) { return ((float2*)(me.hand + 56))[me.lane]; }
 
 DEVICE void hand_over(const Place& me, const Own& x) {
     float2 u = unpack(x.u), delta = unpack(x.delta);
@@ -193,8 +201,9 @@ DEVICE void hand_over(const Place& me, const Own& x) {
 }
 
 DEVICE void hand_grad_over(const Place& me, const Own& x) {
-    float2 grad = unpack(x.grad), z = unpack(x.z);
-    grads_of(me, me.own) = make_float2(grad.x * z.x * sigmoid(z.x), grad.y * z.y * sigmoid(z.y));
+    float2 grad = unpack(x.grad), z = unpack(x.z), open = make_float2(sigmoid(z.x), sigmoid(z.y));
+    open_of(me) = open;
+    grads_of(me, me.own) = make_float2(grad.x * z.x * open.x, grad.y * z.y * open.y);
 }
 
 // B and C of 64 steps as float32.
@@ -213,23 +222,20 @@ DEVICE void fill_rows(const Inputs& in, const Place& me, int s) {
     }
 }
 
+// States are put aside two of the first channel, two of the second together, as tensor cores want them.
 DEVICE void put_aside(const Place& me, int tile, const float (&h)[2][HELD]) {
+    float4* to = me.aside + tile * SLOT + me.lane;
 #pragma unroll
-    for (int c = 0; c < 2; c++)
-#pragma unroll
-        for (int i = 0; i < HELD; i += 4)
-            me.aside[tile * SLOT + (c * QUADS / 2 + i / 4) * WARP + me.lane] =
-                make_float4(h[c][i], h[c][i + 1], h[c][i + 2], h[c][i + 3]);
+    for (int i = 0; i < HELD; i += 2) to[i / 2 * WARP] = make_float4(h[0][i], h[0][i + 1], h[1][i], h[1][i + 1]);
 }
 
 DEVICE void take_back(const Place& me, int tile, float (&h)[2][HELD]) {
+    const float4* from = me.aside + tile * SLOT + me.lane;
 #pragma unroll
-    for (int c = 0; c < 2; c++)
-#pragma unroll
-        for (int i = 0; i < HELD; i += 4) {
-            float4 q = me.aside[tile * SLOT + (c * QUADS / 2 + i / 4) * WARP + me.lane];
-            h[c][i] = q.x, h[c][i + 1] = q.y, h[c][i + 2] = q.z, h[c][i + 3] = q.w;
-        }
+    for (int i = 0; i < HELD; i += 2) {
+        float4 x = from[i / 2 * WARP];
+        h[0][i] = x.x, h[0][i + 1] = x.y, h[1][i] = x.z, h[1][i + 1] = x.w;
+    }
 }
 
 // One step of the recurrence; the decays are kept where the walk back wants them.
@@ -248,8 +254,8 @@ DEVICE void step(const Place& me, int tile, int p, const float (&a)[2][HELD], co
 }
 
 // The states before each tile of the 64 steps from s, from the state kept by the forward pass.
-DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, const Cursor& cursor, int s) {
-    Own next = load_own(in, me, cursor, 0, false);
+DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Cursor cursor, int s) {
+    Own next = load_own(in, me, cursor, false);
     Long block = ((Long)me.k * in.samples + me.b) * (in.rows / KEPT) + s / KEPT;
     const float* kept = in.states + (block * KEPT_STATES + me.own * HELD) * in.D + me.d;
     float h[2][HELD], decay[2][HELD];
@@ -262,7 +268,8 @@ DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, const 
     for (int tile = 0; tile < TILES - 1; tile++) {
         put_aside(me, tile, h);
         Own x = next;
-        next = load_own(in, me, cursor, tile + 1, false);
+        move(cursor, 1);
+        next = load_own(in, me, cursor, false);
         hand_over(me, x);
         __syncwarp();
 #pragma unroll
@@ -279,55 +286,69 @@ DEVICE float fold(float low, float high, int bit, const Place& me) {
     return kept + __shfl_xor_sync(ALL, sent, bit);
 }
 
-// sums += over the channels of the warp, factor times value, in the row of the lanes whose step it is.
-DEVICE void over_channels(float (&sums)[4], int kind, bool mine, float f0, float f1, float v0, float v1) {
+// The sums over channels of dB or dC, of states two by two: accumulators are (states 2 j, 2 j + 1) x (steps 2 m, 2 m + 1)
+// of the lane's quarter of the states, m the lane's place modulo 2, of the half whose number is its place / 2.
+typedef float Sums[HELD / 2][4];
+
+// sums += factors of the two channels times values, for the step p.
+DEVICE void over_channels(const Place& me, int p, Sums& sums, float f0, float f1, const float (&v)[2][HELD]) {
+    bool mine = me.own == p;
+#pragma unroll
+    for (int i = 0; i < HELD; i += 2) {
 #if DTYPE == 0
-    float a0 = mine ? 1.0f : 0.0f, a1 = a0, whole = fmaf(f1, v1, f0 * v0);
-    v0 = __uint_as_float(__float_as_uint(whole) & 0xffffe000u), v1 = whole - v0;
+        float one = mine ? 1.0f : 0.0f;
+        float x = fmaf(f1, v[1][i], f0 * v[0][i]), y = fmaf(f1, v[1][i + 1], f0 * v[0][i + 1]);
+        float high_x = __uint_as_float(__float_as_uint(x) & 0xffffe000u);
+        float high_y = __uint_as_float(__float_as_uint(y) & 0xffffe000u);
+        multiply(sums[i / 2], high_x, high_y, x - high_x, y - high_y, one, one);
 #else
-    float a0 = mine ? f0 : 0.0f, a1 = mine ? f1 : 0.0f;
+        multiply(sums[i / 2], v[0][i], v[0][i + 1], v[1][i], v[1][i + 1], mine ? f0 : 0.0f, mine ? f1 : 0.0f);
 #endif
-    if (kind == 0)
-        multiply(sums, a0, 0.0f, a1, 0.0f, v0, v1);
-    else
-        multiply(sums, 0.0f, a0, 0.0f, a1, v0, v1);
+    }
 }
 
 // The sums of dB and dC over the channels of each half, where the tile's states were.
-DEVICE void keep_sums(const Place& me, int tile, const float (&sums)[HELD][4]) {
-    int row = me.lane / 4, place = me.lane % 4;  // of the accumulators: rows half * 4 + step, columns two by two
-    if (row / 4 != place / 2) return;
-    float4* to = me.aside + tile * SLOT + row * ROW + place % 2 * 2 * (HELD / 4);
+DEVICE void keep_sums(const Place& me, int tile, const Sums& db, const Sums& dc) {
+    int half = me.lane / 16, place = me.lane % 4;
+    if (half != place / 2) return;
 #pragma unroll
-    for (int kind = 0; kind < 2; kind++)
+    for (int q = 0; q < 2; q++) {
+        float4* to = me.aside + tile * SLOT + (half * STEPS + place % 2 * 2 + q) * ROW + me.own * (HELD / 4);
 #pragma unroll
-        for (int q = 0; q < 2; q++)
-#pragma unroll
-            for (int i = 0; i < HELD; i += 4)
-                to[kind * ROW / 2 + q * (HELD / 4) + i / 4] =
-                    make_float4(sums[i][2 * kind + q], sums[i + 1][2 * kind + q], sums[i + 2][2 * kind + q],
-                                sums[i + 3][2 * kind + q]);
+        for (int i = 0; i < HELD / 2; i += 2) {
+            to[i / 2] = make_float4(db[i][q], db[i][2 + q], db[i + 1][q], db[i + 1][2 + q]);
+            to[ROW / 2 + i / 2] = make_float4(dc[i][q], dc[i][2 + q], dc[i + 1][q], dc[i + 1][2 + q]);
+        }
+    }
 }
 
-// y, sum of g B, sum of A q: of each of the two channels.
-struct Parts {
-    float y[2], through_b[2], through_a[2];
+// Sums over the lane's states, of its two channels.
+struct Two {
+    float of[2];
 };
 
-DEVICE Parts fold_parts(const Parts& low, const Parts& high, int bit, const Place& me) {
-    Parts x;
-#pragma unroll
-    for (int c = 0; c < 2; c++) {
-        x.y[c] = fold(low.y[c], high.y[c], bit, me);
-        x.through_b[c] = fold(low.through_b[c], high.through_b[c], bit, me);
-        x.through_a[c] = fold(low.through_a[c], high.through_a[c], bit, me);
-    }
-    return x;
+DEVICE Two fold_two(const Two& low, const Two& high, int bit, const Place& me) {
+    return {fold(low.of[0], high.of[0], bit, me), fold(low.of[1], high.of[1], bit, me)};
 }
 
-// One step back.
-DEVICE Parts step_back(const Place& me, int tile, int p, Walk& w, const float (&before)[2][HELD],
-                       const float (&after)[2][HELD], const float (&decay)[2][HELD], float (&sums)[HELD][4]) {
+// The part of y, and of the gradient of C, that comes of the states after step p.
+DEVICE Two step_out(const Place& me, int tile, int p, const float (&after)[2][HELD], Sums& sums) {
+    float2 gy = grads_of(me, p);
+    float cs[HELD];
+    load_states(cs, me.rows + (tile * STEPS + p) * 2 * PADDED + PADDED + me.own * HELD);
+    Two y = {};
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        y.of[0] = fmaf(cs[i], after[0][i], y.of[0]);
+        y.of[1] = fmaf(cs[i], after[1][i], y.of[1]);
+    }
+    over_channels(me, p, sums, gy.x, gy.y, after);
+    return y;
+}
+
+// One step back: sums of g B and of A q.
+DEVICE void step_back(const Place& me, int tile, int p, Walk& w, const float (&before)[2][HELD],
+                      const float (&decay)[2][HELD], Sums& sums, Two& through_b, Two& through_a) {
     float4 x = steps_of(me, p);
     float2 gy2 = grads_of(me, p);
     const float* row = me.rows + (tile * STEPS + p) * 2 * PADDED + me.own * HELD;
@@ -335,77 +356,90 @@ DEVICE Parts step_back(const Place& me, int tile, int p, Walk& w, const float (&
     float b[HELD], cs[HELD], g[2][HELD];
     load_states(b, row);
     load_states(cs, row + PADDED);
-    Parts parts = {};
+    through_a = through_b = {};
 #pragma unroll
-    for (int i = 0; i < HELD; i++) {
+    for (int i = 0; i < HELD; i++)
 #pragma unroll
         for (int c = 0; c < 2; c++) {
             g[c][i] = fmaf(gy[c], cs[i], w.back[c][i]);
-            parts.y[c] = fmaf(cs[i], after[c][i], parts.y[c]);
-            parts.through_b[c] = fmaf(g[c][i], b[i], parts.through_b[c]);
+            through_b.of[c] = fmaf(g[c][i], b[i], through_b.of[c]);
             w.back[c][i] = decay[c][i] * g[c][i];
             float left = w.back[c][i] * before[c][i];
-            parts.through_a[c] = fmaf(w.a[c][i], left, parts.through_a[c]);
+            through_a.of[c] = fmaf(w.a[c][i], left, through_a.of[c]);
             w.da[c][i] = fmaf(dt[c], left, w.da[c][i]);
         }
-        over_channels(sums[i], 0, me.own == p, x.z, x.w, g[0][i], g[1][i]);
-        over_channels(sums[i], 1, me.own == p, gy[0], gy[1], after[0][i], after[1][i]);
-    }
-    return parts;
+    over_channels(me, p, sums, x.z, x.w, g);
 }
 
 // Gradients at the lane's own step, from the sums over all states.
-DEVICE void finish(const Inputs& in, const Outputs& to, const Place& me, Walk& w, const Cursor& cursor, int tile,
-                   const Own& x, const Parts& sum, Pair partner, bool second_visit) {
+DEVICE void finish(const Inputs& in, const Outputs& to, const Place& me, Walk& w, const Cursor& cursor, const Own& x,
+                    const Two& sum_y, const Two& through_b, const Two& through_a, Pair partner, bool second_visit) {
     float2 u2 = unpack(x.u), delta2 = unpack(x.delta), grad2 = unpack(x.grad), z2 = unpack(x.z);
     float2 other2 = unpack(partner), gy2 = grads_of(me, me.own);
+    float2 open2 = open_of(me);
     float4 constants = constants_of(me), dt4 = steps_of(me, me.own);
     const float u[2] = {u2.x, u2.y}, delta[2] = {delta2.x, delta2.y}, grad[2] = {grad2.x, grad2.y};
     const float z[2] = {z2.x, z2.y}, bias[2] = {constants.x, constants.y}, skip[2] = {constants.z, constants.w};
     const float dt[2] = {dt4.x, dt4.y}, gy[2] = {gy2.x, gy2.y}, other[2] = {other2.x, other2.y};
+    const float open[2] = {open2.x, open2.y};
     float du[2], ddelta[2], dz[2], out[2];
 #pragma unroll
     for (int c = 0; c < 2; c++) {
-        du[c] = fmaf(sum.through_b[c], dt[c], skip[c] * gy[c]);
-        ddelta[c] = fmaf(sum.through_a[c], LN2, sum.through_b[c] * u[c]) * sigmoid(delta[c] + bias[c]);
+        du[c] = fmaf(through_b.of[c], dt[c], skip[c] * gy[c]);
+        ddelta[c] = fmaf(through_a.of[c], LN2, through_b.of[c] * u[c]) * sigmoid(delta[c] + bias[c]);
         w.dskip[c] = fmaf(gy[c], u[c], w.dskip[c]);
         w.dbias[c] += ddelta[c];
-        float y = fmaf(skip[c], u[c], sum.y[c]) + other[c], open = sigmoid(z[c]);
-        out[c] = y * z[c] * open;
-        dz[c] = second_visit ? grad[c] * y * open * fmaf(z[c], 1.0f - open, 1.0f) : y;
+        float y = fmaf(skip[c], u[c], sum_y.of[c]) + other[c];
+        out[c] = y * z[c] * open[c];
+        dz[c] = second_visit ? grad[c] * y * open[c] * fmaf(z[c], 1.0f - open[c], 1.0f) : y;
     }
-    bool here = inside(in, me, cursor, tile);
-    Long at = cursor.at + (Long)tile * cursor.far, at_out = cursor.at_out + (Long)tile * cursor.far;
-    store_pair(to.du + at, du, here, me.second);
-    store_pair(to.ddelta + at, ddelta, here, me.second);
-    store_pair(to.dz + at_out, dz, here, me.second);
+    bool here = inside(in, me, cursor);
+    store_pair(to.du + cursor.at, du, here, me.second);
+    store_pair(to.ddelta + cursor.at, ddelta, here, me.second);
+    store_pair(to.dz + cursor.at_out, dz, here, me.second);
 #if REMAKE
-    store_pair(to.out + at_out, out, here && second_visit, me.second);
+    store_pair(to.out + cursor.at_out, out, here && second_visit, me.second);
 #endif
 }
 
-// One tile: states and decays again, then back. `second_visit`: the other direction has been here.
-DEVICE void tile_back(const Inputs& in, const Outputs& to, const Place& me, Walk& w, const Cursor& cursor, int tile,
-                      const Own& x, bool second_visit) {
+// One tile: states and decays again, then back. `second_visit`: the other direction has been here. Leaves the inputs of
+// the tile before, asked for only when states and decays need their registers no more.
+DEVICE void tile_back(const Inputs& in, const Outputs& to, const Place& me, Walk& w, Cursor& cursor, int tile, Own& x,
+                      bool second_visit) {
     Pair partner = Pair();
     if (DIRECTIONS == 2)
-        partner = load_pair(to.dz + cursor.at_out + (Long)tile * cursor.far,
-                            second_visit && inside(in, me, cursor, tile), me.second, Pair());
+        partner = load_pair(to.dz + cursor.at_out, second_visit && inside(in, me, cursor), me.second, Pair());
     hand_over(me, x);
     hand_grad_over(me, x);
-    float h[STEPS + 1][2][HELD], decay[STEPS][2][HELD], sums[HELD][4] = {};
+    forget(x.u), forget(x.delta), forget(x.grad), forget(x.z);
+    float h[STEPS + 1][2][HELD], decay[STEPS][2][HELD];
+    Sums db = {}, dc = {};
     take_back(me, tile, h[0]);
     __syncwarp();
+    Two y[STEPS], through_b[STEPS], through_a[STEPS];
 #pragma unroll
-    for (int p = 0; p < STEPS; p++) step(me, tile, p, w.a, h[p], decay[p], h[p + 1]);
-    Parts parts[STEPS];
+    for (int p = 0; p < STEPS; p++) {
+        step(me, tile, p, w.a, h[p], decay[p], h[p + 1]);
+        y[p] = step_out(me, tile, p, h[p + 1], dc);
+        if (p % 2 == 1) y[p / 2 * 2] = fold_two(y[p - 1], y[p], 4, me);
+    }
+    y[0] = fold_two(y[0], y[2], 8, me);
+    __syncwarp();
 #pragma unroll
     for (int p = STEPS - 1; p >= 0; p--) {
-        parts[p] = step_back(me, tile, p, w, h[p], h[p + 1], decay[p], sums);
-        if (p % 2 == 0) parts[p] = fold_parts(parts[p], parts[p + 1], 4, me);
+        step_back(me, tile, p, w, h[p], decay[p], db, through_b[p], through_a[p]);
+        if (p % 2 == 1) continue;
+        through_b[p] = fold_two(through_b[p], through_b[p + 1], 4, me);
+        through_a[p] = fold_two(through_a[p], through_a[p + 1], 4, me);
     }
-    keep_sums(me, tile, sums);
-    finish(in, to, me, w, cursor, tile, x, fold_parts(parts[0], parts[2], 8, me), partner, second_visit);
+    through_b[0] = fold_two(through_b[0], through_b[2], 8, me);
+    through_a[0] = fold_two(through_a[0], through_a[2], 8, me);
+    keep_sums(me, tile, db, dc);
+    Own now = x;
+    Cursor here = cursor;
+    move(cursor, -1);
+    if (tile > 0) x = load_own(in, me, cursor, true);
+    finish(in, to, me, w, here, now, y[0], through_b[0], through_a[0], partner, second_visit);
     __syncwarp();
 }
 
@@ -504,17 +538,18 @@ DEVICE void end_walk(const Inputs& in, const Outputs& to, const Place& me, const
 DEVICE void block_back(const Inputs& in, const Outputs& to, const Place& me, Walk& w, int s, int tile_of_span,
                        int meet) {
     Cursor cursor = cursor_at(in, me, s);
-    Own next = load_own(in, me, cursor, TILES - 1, true);
 #if !ENDS
     find_states(in, me, w, cursor, s);
 #endif
+    move(cursor, TILES - 1);
+    Own x = load_own(in, me, cursor, true);
 #pragma unroll 1
     for (int tile = TILES - 1; tile >= 0; tile--) {
         if (DIRECTIONS == 2 && !ENDS && tile_of_span + tile == meet - 1) __syncthreads();
-        Own x = next;
-        next = load_own(in, me, cursor, max(tile - 1, 0), true);
 #if ENDS
         tile_ends(me, w, x, tile);
+        move(cursor, -1);
+        if (tile > 0) x = load_own(in, me, cursor, true);
 #else
         tile_back(in, to, me, w, cursor, tile, x, DIRECTIONS == 1 || tile_of_span + tile < meet);
 #endif
