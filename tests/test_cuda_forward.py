@@ -1,0 +1,192 @@
+"""The CUDA kernel of the forward pass: emulated on the CPU, and compiled by NVRTC where that is installed."""
+
+import shutil
+import sys
+
+import cuda_cpu
+import pytest
+import torch
+from cuda_cases import error, scan_inputs
+
+from flexvideo.errors import BackendError
+from flexvideo.scan import nvrtc
+from flexvideo.scan.cuda_forward import BLOCK, Launch, blocks_resident, launch_for, scan_forward
+from flexvideo.scan.reference import selective_scan
+
+TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+emulated = pytest.mark.skipif(
+    shutil.which("g++") is None or sys.platform != "linux", reason="the emulation is built by g++ on Linux"
+)
+
+
+def launch(l: int, n: int, *, spans: int = 1) -> Launch:
+    """One block of threads along time, or several."""
+    span = -(-l // (spans * 16)) * 16
+    return Launch(-(-n // 4), -(-l // BLOCK), span, -(-l // span))
+
+
+def run_forward(inputs, **sizes):
+    """The kernel in the emulation, with its threads in both orders: the same bits."""
+    l, n = inputs[0].shape[2], inputs[2].shape[-1]
+    results = []
+    for order in (False, True):
+
+        def run(*arguments, order=order, **keywords):
+            cuda_cpu.run(*arguments, **keywords, reversed_order=order)
+
+        results.append(scan_forward(*inputs, launch=launch(l, n, **sizes), run=run))
+    (out, states), again = results
+    for one, other in ((out, again[0]), (states, again[1])):
+        assert torch.equal(one.nan_to_num(), other.nan_to_num())
+    return out, states
+
+
+def agrees(shape, dtype, **sizes):
+    inputs = scan_inputs(*shape, dtype=dtype, device="cpu")
+    out, _ = run_forward(inputs, **sizes)
+    truth = selective_scan(*(x.double() for x in inputs))
+    assert out.dtype == dtype
+    assert error(out, truth) < TOLERANCES[dtype]
+
+
+@emulated
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_agrees_with_the_reference(dtype):
+    for shape in ((2, 2, 150, 36, 16), (2, 1, 1, 32, 16), (2, 1, 2, 4, 16)):
+        agrees(shape, dtype)
+
+
+@emulated
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 1, 21, 3, 5),
+        (1, 2, 9, 6, 16),
+        (1, 1, 66, 5, 2),
+        (2, 1, 13, 34, 33),
+        (2, 1, 70, 40, 8),
+        (1, 1, 70, 40, 4),
+        (2, 1, 130, 32, 24),
+        (2, 1, 2, 33, 64),
+    ],
+)
+def test_agrees_at_odd_sizes(shape, dtype):
+    agrees(shape, dtype)
+
+
+@emulated
+@pytest.mark.slow
+def test_spans_agree():
+    agrees((2, 2, 150, 36, 16), torch.float32, spans=3)
+    agrees((1, 1, 150, 3, 16), torch.float32, spans=5)
+
+
+@emulated
+def test_states_are_those_before_every_block():
+    k, b, l, d, n = 2, 1, 150, 4, 16
+    inputs = scan_inputs(k, b, l, d, n, device="cpu")
+    u, delta, A, B, _, _, _, bias = (x.double() for x in inputs)
+    dt = torch.nn.functional.softplus(delta + bias[:, None, None])
+    pad = -l % BLOCK
+    _, states = run_forward(inputs)
+    for side in range(k):
+        steps = [None] * pad + list(range(l))[::-1] if side else list(range(l))
+        h = torch.zeros(b, d, n, dtype=torch.double)
+        for s, t in enumerate(steps):
+            if s % BLOCK == 0:
+                assert (states[side, :, s // BLOCK].mT - h).abs().max() < 1e-5
+            if t is not None:
+                step = dt[side, :, t, :, None]
+                h = torch.exp(step * A[side]) * h + step * u[side, :, t, :, None] * B[side, :, t, None]
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("shift", "scale"),
+    [(12.0, 1.0), (-20.0, 1.0), (0.0, 1e4), (0.0, 1e-7)],
+    ids=["forget", "never", "far", "near"],
+)
+def test_extremes(shift, scale):
+    inputs = scan_inputs(2, 1, 30, 4, 16, device="cpu")
+    inputs[1], inputs[2] = inputs[1] + shift, inputs[2] * scale
+    out, _ = run_forward(inputs)
+    assert error(out, selective_scan(*(x.double() for x in inputs))) < 1e-5
+
+
+@emulated
+@pytest.mark.parametrize("place", [0, 1, 3, 4, 6], ids=["u", "delta", "B", "C", "z"])
+def test_nan_reaches_all_after_it_and_no_other_sample(place):
+    inputs = scan_inputs(1, 2, 11, 4, 16, device="cpu")
+    inputs[place] = inputs[place].clone()
+    inputs[place][(0,) * (inputs[place].ndim - 2)][5] = float("nan")
+    out, _ = run_forward(inputs)
+    assert out[0, 5].isnan().all()
+    assert not out[0, :5].isnan().any()
+    assert not out[1].isnan().any()
+    if place in (0, 1, 3):
+        assert out[0, 5:].isnan().all()
+
+
+@emulated
+def test_any_alignment():
+    # rows of B and C at odd places, channels of z at odd places
+    inputs = scan_inputs(2, 1, 37, 6, 16, device="cpu")
+    truth = selective_scan(*(x.double() for x in inputs))
+    for place in (3, 4, 6):
+        wide = torch.empty(*inputs[place].shape[:-1], inputs[place].shape[-1] + 3)
+        wide[..., 1:-2] = inputs[place]
+        inputs[place] = wide[..., 1:-2]
+    out, _ = run_forward(inputs)
+    assert error(out, truth) < 1e-6
+
+
+@pytest.mark.parametrize("n", [1, 16, 24, 64])
+def test_launches_are_whole(n):
+    for b in (1, 2, 4, 16, 300):
+        for l in (1, 63, 64, 197, 3137, 100353):
+            layout = launch_for(b, l, 1152, n, 132)
+            assert layout.span * (layout.spans - 1) < l <= layout.span * layout.spans
+            assert layout.span % 16 == 0
+            assert layout.blocks * BLOCK >= l
+            assert layout.states >= n
+    assert launch_for(16, 3137, 1152, 16, 132).spans == 1
+    assert launch_for(1, 3137, 1152, 16, 132).spans * 36 <= blocks_resident(2, 4) * 132
+
+
+def test_too_many_states_are_refused():
+    inputs = scan_inputs(1, 1, 2, 2, 65, device="cpu")
+    with pytest.raises(BackendError, match="at most 64 states, got 65: use 'triton'"):
+        scan_forward(*inputs, launch=launch(2, 65))
+
+
+def test_too_long_sequences_are_refused():
+    u = torch.empty(1, 1, 600_000_000, 2, device="meta")
+    with pytest.raises(
+        BackendError, match=r"2 GiB of a sequence, and 600000000 tokens of 2 channels take 4\.5"
+    ):
+        scan_forward(u, *[u] * 5, torch.empty(1, 600_000_000, 2, device="meta"), u, launch=launch(9, 2))
+
+
+def variants():
+    """Macros of every kind of kernel that is compiled for a model."""
+    common = {"DIRECTIONS": 2, "STATES": 16, "HELD": 4, "STEPS": 8, "WARPS": 2, "BLOCKS": 5, "KEPT": BLOCK}
+    for dtype in (0, 1, 2):
+        for ends, carry in ((0, 0), (1, 0), (0, 1)):
+            yield {"DTYPE": dtype, **common, "PAIRS": 1, "QUADS": 1, "ENDS": ends, "CARRY": carry}
+    yield {"DTYPE": 2, **common, "PAIRS": 0, "QUADS": 0, "ENDS": 0, "CARRY": 0}
+    yield {"DTYPE": 2, **common, "DIRECTIONS": 1, "BLOCKS": 10, "PAIRS": 1, "QUADS": 1, "ENDS": 0, "CARRY": 0}
+    wide = {"STATES": 64, "HELD": 16, "BLOCKS": 2}
+    yield {"DTYPE": 0, **common, **wide, "PAIRS": 1, "QUADS": 1, "ENDS": 0, "CARRY": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_compiles(architecture, tmp_path, monkeypatch):
+    monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
+    for defines in variants():
+        assert nvrtc.compiled("cuda_forward.cu", tuple(defines.items()), architecture)
+    assert nvrtc.compiled("cuda_chain.cu", (("STATES", 16), ("PADDED", 16)), architecture)
+    assert len(list(tmp_path.iterdir())) == len(list(variants())) + 1
