@@ -60,6 +60,8 @@ class Scan:
             leaves = [x.detach().requires_grad_() for x in inputs]
             grads = torch.autograd.grad(self.gated(*leaves), leaves, grad)
         *first, d_z_, d_bias = grads
+        if d_z is None:
+            return *first, d_bias, d_z_
         d_z.copy_(d_z_)
         return *first, d_bias, d_z
 
@@ -68,7 +70,7 @@ class Conv:
     """The extension `causal_conv1d_cuda`."""
 
     def convolved(self, x, weight, bias):
-        padded = F.pad(x, (weight.shape[1] - 1, 0))
+        padded = F.pad(x.to(weight.dtype), (weight.shape[1] - 1, 0))
         return F.silu(F.conv1d(padded, weight[:, None], bias, groups=len(weight)))
 
     def causal_conv1d_fwd(self, x, weight, bias, _1, _2, out, _3, silu):
@@ -83,6 +85,9 @@ class Conv:
             place.copy_(each)
 
 
+EXTENSIONS = {"selective_scan_cuda": Scan(), "causal_conv1d_cuda": Conv()}
+
+
 def add_norm(hidden, norm, residual):
     total = hidden if residual is None else hidden + residual
     return F.rms_norm(total, norm.weight.shape, norm.weight, norm.eps), total
@@ -92,9 +97,7 @@ def add_norm(hidden, norm, residual):
 def test_official_path_computes_what_ours_does(monkeypatch, padded):
     official = module("_speed_official")
     monkeypatch.setattr(official, "CHUNK", 16)
-    monkeypatch.setattr(
-        official, "extension", {"selective_scan_cuda": Scan(), "causal_conv1d_cuda": Conv()}.__getitem__
-    )
+    monkeypatch.setattr(official, "extension", EXTENSIONS.__getitem__)
     torch.manual_seed(0)
     ours = fv.VideoMamba(img_size=32, depth=2, embed_dim=32, num_classes=5, num_frames=3, drop_path_rate=0.0)
     for name, parameter in ours.named_parameters():
@@ -108,6 +111,18 @@ def test_official_path_computes_what_ours_does(monkeypatch, padded):
     found.square().sum().backward()
     for (name, mine), other in zip(ours.named_parameters(), theirs.model.parameters(), strict=True):
         assert (mine.grad - other.grad).norm() <= 1e-4 * mine.grad.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize(("what", "column"), [("scan", "padded"), ("conv", "official"), ("norm", "official")])
+def test_official_kernels_take_what_they_are_given(monkeypatch, what, column):
+    kernels = module("_speed_kernels")
+    monkeypatch.setattr(kernels, "CHUNK", 16)
+    monkeypatch.setattr(kernels, "extension", EXTENSIONS.__getitem__)
+    monkeypatch.setattr(kernels, "official_add_norm", lambda: add_norm)
+    case = module("_speed_plan").Case(what, 2, 32, 1, column, "forward")
+    subject = kernels.KernelSubject(case, torch.device("cpu"))
+    for step in ("forward", "backward"):
+        subject.run(step)()
 
 
 def test_floor_is_the_counted_one():
