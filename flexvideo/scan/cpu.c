@@ -182,10 +182,11 @@ typedef struct {
     vec d_D, d_bias;
 } Carry;
 
-/* One block of channels and one chunk: forward again from the saved state, then backward in time. */
+/* One block of channels and one chunk: forward again from the saved state, then backward in time. Both fetch rows of
+   the chunk that comes next, the one before. */
 INLINE void scan_chunk_backward(const Scan *s, long k, long b, long c, long from, long to, int N, Carry *carry,
                                 vec *decay, vec *h, vec *sum_B, vec *sum_C) {
-    const long row = (k * s->b + b) * s->l;
+    const long row = (k * s->b + b) * s->l, ahead = k ? CHUNK : -CHUNK;
     const float *saved = s->states + ((from / CHUNK * s->k + k) * s->b + b) * N * s->d + c;
     const vec bias = load(s->bias + k * s->d + c), D = load(s->D + k * s->d + c);
     vec A[N], dts[CHUNK], gys[CHUNK];
@@ -193,17 +194,20 @@ INLINE void scan_chunk_backward(const Scan *s, long k, long b, long c, long from
     for (long i = 0; i < to - from; i++) {
         const long t = k ? s->l - 1 - from - i : from + i, at = (b * s->l + t) * s->d + c;
         const float *B = s->B + (row + t) * N, *C = s->C + (row + t) * N;
-        const vec dt = softplus(load(s->delta + (row + t) * s->d + c) + bias);
-        const vec u = load(s->u + (row + t) * s->d + c), du = dt * u;
+        const float *delta = s->delta + (row + t) * s->d + c, *u_row = s->u + (row + t) * s->d + c;
+        const float *z_row = s->z + b * s->z_batch + t * s->z_row + c;
+        const vec dt = softplus(load(delta) + bias), u = load(u_row), du = dt * u;
         vec y = D * u;
+        __builtin_prefetch(delta + ahead * s->d), __builtin_prefetch(u_row + ahead * s->d);
+        __builtin_prefetch(s->grad + at + ahead * s->d), __builtin_prefetch(z_row + ahead * s->z_row);
+        __builtin_prefetch(s->d_z + at + ahead * s->d, 1);
         for (int n = 0; n < N; n++) {
             const vec a = exp2v(dt * A[n]), next = a * h[i * N + n] + du * B[n];
             decay[i * N + n] = a;
             h[(i + 1) * N + n] = next;
             y += next * C[n];
         }
-        const vec grad = load(s->grad + at), z = load(s->z + b * s->z_batch + t * s->z_row + c);
-        const vec gate = sigmoid(z);
+        const vec grad = load(s->grad + at), z = load(z_row), gate = sigmoid(z);
         dts[i] = dt;
         gys[i] = grad * z * gate;
         vec d_z = grad * y * gate * (1.f + z * (1.f - gate));
@@ -215,6 +219,7 @@ INLINE void scan_chunk_backward(const Scan *s, long k, long b, long c, long from
         const float *B = s->B + (row + t) * N, *C = s->C + (row + t) * N;
         const vec dt = dts[i], gy = gys[i], u = load(s->u + at), du = dt * u;
         vec d_log = all(0.f), d_in = all(0.f);
+        __builtin_prefetch(s->d_u + at + ahead * s->d, 1), __builtin_prefetch(s->d_delta + at + ahead * s->d, 1);
         for (int n = 0; n < N; n++) {
             const vec g = carry->g[n] + gy * C[n], back = g * decay[i * N + n], d_exponent = back * h[i * N + n];
             sum_C[i * N + n] += gy * h[(i + 1) * N + n];
@@ -283,11 +288,15 @@ INLINE vec convolve(const Conv *s, long k, long b, long c, long t, int W) {
 INLINE void conv_task(const Conv *s, long task, int W) {
     const long groups = (s->d + GROUP - 1) / GROUP, b = task / groups, first = task % groups * GROUP;
     const long last = least(first + GROUP, s->d);
+    const long ahead = 8; /* rows: enough to hide the memory */
     for (long t = 0; t < s->l; t++)
         for (long k = 0; k < s->k; k++)
             for (long c = first; c < last; c += LANES) {
+                float *out = s->out + ((k * s->b + b) * s->l + t) * s->d + c;
+                __builtin_prefetch(s->x + b * s->x_batch + (t + ahead) * s->x_row + c);
+                __builtin_prefetch(out + ahead * s->d, 1);
                 const vec y = convolve(s, k, b, c, t, W);
-                store(s->out + ((k * s->b + b) * s->l + t) * s->d + c, y * sigmoid(y));
+                store(out, y * sigmoid(y));
             }
 }
 
