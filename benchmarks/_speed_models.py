@@ -30,6 +30,7 @@ class Subject:
             self.model.attention = fastest_attention(case, self.model.heads, device)
             self.notes["attention"] = self.model.attention.name
         if case.column.endswith("compiled"):
+            self.notes.clear()  # blocks compiled for any length keep the attention of the first ones
             compile_layers(self.model, device)
         self.clip = torch.randn(case.batch, 3, case.frames, case.size, case.size, device=device)
 
