@@ -62,6 +62,14 @@ def test_spans_agree():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_as_two_operators(dtype):
+    cases.output_is_remade("cuda", dtype)
+    cases.norm_agrees("cuda", dtype)
+    cases.blocks_agree("cuda", dtype, outputs=(True, False))
+
+
+@pytest.mark.gpu
 def test_nan_propagates():
     cases.nan_propagates("cuda")
 

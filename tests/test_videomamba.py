@@ -339,8 +339,42 @@ def test_flops_equal_the_closed_form():
     matmul = 2 * tokens * (d * 2 * e + e * d + 2 * e * (rank + 2 * n) + 2 * rank * e)
     scan = 2 * (9 * tokens * e * n + tokens * e) + tokens * e
     conv = 2 * 2 * 4 * tokens * e
+    whole = matmul + scan + conv
+    # the last block: all tokens of the backward direction, one of the forward one, of the gate and the output
+    one_way = 2 * (e * (rank + 2 * n) + rank * e) + 9 * e * n + 2 * e + 2 * 4 * e
+    last = (tokens + 1) * one_way + 2 * d * e * tokens + 2 * 2 * d * e
     patches = 2 * (tokens - 1) * 3 * 16 * 16 * d
-    assert counter.get_total_flops() == depth * (matmul + scan + conv) + patches + 2 * d * 5
+    assert counter.get_total_flops() == (depth - 1) * whole + last + patches + 2 * d * 5
+
+
+@pytest.mark.parametrize("options", [{}, {"use_checkpoint": True, "checkpoint_num": 2}])
+def test_the_class_token_alone_is_that_of_all_tokens(options):
+    model, x = small(depth=2, **options), torch.randn(2, 3, 2, 32, 32)
+    results = []
+    for all_tokens in (False, True):
+        model.zero_grad()
+        out = model.forward_features(x, all_tokens=all_tokens)
+        out = out[:, 0] if all_tokens else out
+        out.square().sum().backward()
+        results.append(
+            [
+                out.detach(),
+                *(
+                    parameter.grad
+                    for parameter in model.parameters()
+                    if parameter is not model.head.weight and parameter is not model.head.bias
+                ),
+            ]
+        )
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["layers.1", "layers.1.mixer", "layers.1.mixer.out_proj"])
+def test_what_is_attached_to_the_last_block_sees_all_tokens(name):
+    model, shapes = small(), []
+    model.get_submodule(name).register_forward_hook(lambda _, args, out: shapes.append(args[0].shape))
+    model.forward_features(torch.randn(1, 3, 2, 32, 32))
+    assert shapes == [(1, 9, 64 if name.endswith("proj") else 32)]
 
 
 @pytest.mark.unchecked
@@ -370,7 +404,7 @@ def test_exports_with_the_operators(tmp_path):
     model, x = small().eval(), torch.randn(1, 3, 2, 32, 32)
     program = torch.export.export(model, (x,))
     names = Counter(str(node.target) for node in program.graph.nodes)
-    assert names["flexvideo.selective_scan.default"] == 2
+    assert names["flexvideo.selective_scan.default"] == 3  # the last block runs its directions apart
     torch.export.save(program, tmp_path / "model.pt2")
     torch.testing.assert_close(torch.export.load(tmp_path / "model.pt2").module()(x), model(x))
 

@@ -4,7 +4,9 @@ import sys
 
 import torch
 
+from flexvideo import VideoMamba
 from flexvideo.scan import causal_conv, selective_scan
+from flexvideo.scan.mixing import fused
 from flexvideo.scan.triton_backward import scan_backward
 from flexvideo.scan.triton_scan import Launch, launch_for, scan_forward
 
@@ -77,6 +79,69 @@ def spans_agree(device):
         assert error(many, one) < 1e-5, (i, error(many, one))
 
 
+def output_is_remade(device, dtype=torch.float32):
+    """The backward pass returns what the forward pass did, beside the same gradients."""
+    for shape in ((2, 1, 21, 4, 16), (1, 2, 9, 5, 16)):
+        inputs = scan_inputs(*shape, device=device, dtype=dtype)
+        launch = launch_for(*inputs[0].shape, shape[-1], 132)
+        out, states = scan_forward(*inputs, launch=launch)
+        *grads, again = scan_backward(torch.ones_like(out), *inputs, states, launch=launch, remake=True)
+        assert error(again, out) < TOLERANCES[dtype][0]
+    plain = scan_backward(torch.ones_like(out), *inputs, states, launch=launch)
+    assert all(torch.equal(a, b) for a, b in zip(grads, plain, strict=True))
+
+
+def norm_agrees(device, dtype=torch.float32):
+    """The sum and its normalisation, with and without a residual, against plain torch in float64."""
+    for (b, l, d), first in (((2, 37, 20), False), ((1, 3, 130), False), ((1, 5, 7), True)):
+        hidden = torch.randn(b, l, d).to(device, dtype).requires_grad_()
+        residual = None if first else torch.randn(b, l, d).to(device).requires_grad_()
+        weight = torch.randn(d).to(device).requires_grad_()
+        inputs = [x for x in (hidden, residual, weight) if x is not None]
+        upstream = [torch.randn(b, l, d).to(device), torch.randn(b, l, d).to(device, dtype)]
+        outs = fused("triton").add_norm(hidden, residual, weight, 1e-5, dtype)
+        grads = torch.autograd.grad(outs, inputs, upstream)
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        total = exact[0] if first else exact[0] + exact[1]
+        truth = [total, torch.nn.functional.rms_norm(total, (d,), exact[-1], 1e-5)]
+        truths = torch.autograd.grad(truth, exact, [x.double() for x in upstream])
+        forward, backward = TOLERANCES[dtype]
+        assert [x.dtype for x in outs] == [torch.float32, dtype]
+        assert all(error(a, b) < forward for a, b in zip(outs, truth, strict=True))
+        for grad, expected, x in zip(grads, truths, inputs, strict=True):
+            assert grad.dtype == x.dtype
+            assert error(grad, expected) < backward
+
+
+def blocks_agree(device, dtype=torch.float32, *, outputs=(True,)):
+    """A small model of the fused operators against the reference, layer by layer."""
+    arguments = {
+        "img_size": 16,
+        "patch_size": 8,
+        "embed_dim": 8,
+        "depth": 2,
+        "num_classes": 3,
+        "num_frames": 2,
+    }
+    model = VideoMamba(**arguments, drop_path_rate=0.0, scan_backend="triton").to(device)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    truth = VideoMamba(**arguments, drop_path_rate=0.0, scan_backend="reference").to(device)
+    truth.load_state_dict(model.state_dict())
+    truth, x = truth.double(), torch.randn(2, 3, 2, 16, 16).to(device)
+    for all_tokens in outputs:
+        with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+            out = model.forward_features(x, all_tokens=all_tokens)
+        expected = truth.forward_features(x.double(), all_tokens=all_tokens)
+        grads = torch.autograd.grad(out.double().square().sum(), list(model.layers.parameters()))
+        truths = torch.autograd.grad(expected.square().sum(), list(truth.layers.parameters()))
+        forward, backward = (3 * tolerance for tolerance in TOLERANCES[dtype])
+        assert error(out, expected) < forward
+        for i, (grad, exact) in enumerate(zip(grads, truths, strict=True)):
+            assert error(grad, exact) < backward or (grad - exact).abs().max() < 1e-6, i
+
+
 def nan_propagates(device):
     """A NaN reaches everything after it in its direction, and nothing of the other samples."""
     for name in ("u", "delta", "B", "C", "z"):
@@ -115,6 +180,10 @@ def main() -> None:
     scan_agrees(SMALL[0], "cpu", torch.bfloat16)
     conv_agrees("cpu")
     spans_agree("cpu")
+    output_is_remade("cpu")
+    norm_agrees("cpu")
+    norm_agrees("cpu", torch.bfloat16)
+    blocks_agree("cpu")
     nan_propagates("cpu")
     extremes_are_finite("cpu")
     launches_are_whole()

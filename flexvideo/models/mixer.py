@@ -4,14 +4,26 @@ Shapes: B batch, L tokens, D width, E = 2 D inner width, N state, R rank of the 
 """
 
 import math
+from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flexvideo.scan import accumulation_dtype, causal_conv, check_name, selective_scan
+from flexvideo.scan import (
+    Fused,
+    Normed,
+    accumulation_dtype,
+    causal_conv,
+    check_name,
+    fused_operators,
+    selective_scan,
+)
 
 STATE, TAPS, EXPAND = 16, 4, 2
+LAYERS = ("conv1d", "x_proj", "dt_proj")  # that each direction has for itself
+BOTH = ("", "_b")  # ends of their names
 
 
 class BiMamba(nn.Module):
@@ -65,7 +77,7 @@ class BiMamba(nn.Module):
         self.scan_backend = scan_backend
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False, device=device, dtype=dtype)
         self.out_proj = nn.Linear(inner, dim, bias=False, device=device, dtype=dtype)
-        for end in ("", "_b"):
+        for end in BOTH:
             conv = nn.Conv1d(inner, inner, TAPS, groups=inner, device=device, dtype=dtype)
             x_proj = nn.Linear(inner, rank + 2 * STATE, bias=False, device=device, dtype=dtype)
             dt_proj = nn.Linear(rank, inner, device=device, dtype=dtype)
@@ -78,38 +90,88 @@ class BiMamba(nn.Module):
             self.register_parameter(f"A{end}_log", nn.Parameter(decay))
             self.register_parameter(f"D{end}", nn.Parameter(skip))
 
-    def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Mix the tokens."""
-        wide, backend = accumulation_dtype(hidden), self.scan_backend
+    def forward(
+        self, hidden: Float[Tensor, "b l d"], source: Normed | None = None, *, first: bool = False
+    ) -> Float[Tensor, "b l d"] | Float[Tensor, "b 1 d"]:
+        """Mix the tokens.
+
+        Args:
+            hidden: tokens.
+            source: what they were made of by normalising; then they need not be kept for the backward pass.
+            first: return the first token alone, and compute only what it depends on, if nothing is attached
+                to the projections.
+        """
+        if first and self._bare():
+            return self._first(hidden)
+        fused = self.fused(hidden)
+        if fused is not None:
+            weights = [self.in_proj.weight, self.out_proj.weight, *chain.from_iterable(self._paired(BOTH))]
+            return fused.mixer(hidden.to(products_dtype(hidden)), weights, source)
         x, z = self.in_proj(hidden).chunk(2, dim=-1)  # (B, L, E) each
-        u = causal_conv(
-            x,
-            _both("weight", self.conv1d, self.conv1d_b).squeeze(2),
-            _both("bias", self.conv1d, self.conv1d_b),
-            backend=backend,
+        return self.out_proj(self._scanned(x, z, BOTH))
+
+    def fused(self, hidden: Float[Tensor, "b l d"]) -> Fused | None:
+        """What runs these tokens as one operator; None where the backend, or what is attached, has them run
+        layer by layer.
+        """
+        return fused_operators(hidden, backend=self.scan_backend) if self._bare() else None
+
+    def _bare(self) -> bool:
+        return all(bare(layer, nn.Linear) and layer.bias is None for layer in (self.in_proj, self.out_proj))
+
+    def _first(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b 1 d"]:
+        """The first token: one step of the forward direction, and the last of the backward one."""
+        into, gate = self.in_proj.weight.chunk(2)
+        x = F.linear(hidden.flip(1), into)  # (B, L, E), last token first
+        z = F.linear(hidden[:, :1], gate)  # (B, 1, E)
+        ahead = self._scanned(x[:, -1:], z, ("",))
+        back = self._scanned(x, z.expand_as(x), ("_b",))[:, -1:]
+        return self.out_proj(ahead + back)
+
+    def _scanned(
+        self, x: Float[Tensor, "b l e"], z: Float[Tensor, "b l e"], ends: tuple[str, ...]
+    ) -> Float[Tensor, "b l e"]:
+        """Between the projections, layer by layer; the sum over directions, by the ends of their names."""
+        wide, backend, tokens = accumulation_dtype(x), self.scan_backend, x.shape[:2]
+        filters, bias, x_proj, dt_proj, dt_bias, A_log, D = (
+            torch.stack(weights) if len(weights) > 1 else weights[0].unsqueeze(0)
+            for weights in self._paired(ends)
         )
-        rows = torch.bmm(
-            u.flatten(1, 2), _both("weight", self.x_proj, self.x_proj_b).mT
-        )  # (K, B * L, R + 2 N)
+        u = causal_conv(x, filters.squeeze(2), bias, backend=backend)
+        rows = torch.bmm(u.flatten(1, 2), x_proj.mT)  # (K, B * L, R + 2 N)
         low, B, C = rows.split((self.dt_proj.in_features, STATE, STATE), dim=-1)
-        delta = torch.bmm(low, _both("weight", self.dt_proj, self.dt_proj_b).mT)  # (K, B * L, E)
-        tokens = x.shape[:2]
-        y = selective_scan(
+        delta = torch.bmm(low, dt_proj.mT)  # (K, B * L, E)
+        return selective_scan(
             u,
             delta.unflatten(1, tokens),
-            -torch.stack((self.A_log, self.A_b_log)).to(wide).exp(),
+            -A_log.to(wide).exp(),
             B.unflatten(1, tokens),
             C.unflatten(1, tokens),
-            torch.stack((self.D, self.D_b)).to(wide),
+            D.to(wide),
             z,
-            _both("bias", self.dt_proj, self.dt_proj_b).to(wide),
+            dt_bias.to(wide),
             backend=backend,
         )
-        return self.out_proj(y)
+
+    def _paired(self, ends: tuple[str, ...]) -> list[list[Tensor]]:
+        """The weights between the projections, of the directions with these ends of names."""
+        # as attributes, not parameters: parametrizations, pruning and functional calls put tensors there
+        convs, rows, steps = ([getattr(self, name + end) for end in ends] for name in LAYERS)
+        pairs = [[conv.weight for conv in convs], [conv.bias for conv in convs], [row.weight for row in rows]]
+        pairs += [[step.weight for step in steps], [step.bias for step in steps]]
+        return pairs + [[getattr(self, name.format(end)) for end in ends] for name in ("A{}_log", "D{}")]
 
 
-def _both(name: str, forward: nn.Module, backward: nn.Module) -> Tensor:
-    return torch.stack((getattr(forward, name), getattr(backward, name)))
+def bare(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is of this very class and nothing is attached to it, so that its weight says it all."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+    return type(layer) is kind and not (hooks or layer._backward_pre_hooks)
+
+
+def products_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which products with this tensor are computed: autocast's where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 @torch.no_grad()

@@ -3,9 +3,10 @@
 Shapes: B batch, C channels, T frames, H x W pixels; D width; L = 1 + T' * h * w tokens, class token first.
 """
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from flexvideo.errors import ConfigError, GeometryError
 from flexvideo.models.drop import kept
 from flexvideo.models.hub_mixin import HubMixin
-from flexvideo.models.mixer import BiMamba
+from flexvideo.models.mixer import BiMamba, bare, products_dtype
 from flexvideo.patch import PatchConv3d
-from flexvideo.scan import accumulation_dtype
+from flexvideo.scan import Normed, accumulation_dtype
 
 
 class PatchEmbed(nn.Module):
@@ -117,15 +118,45 @@ class Block(nn.Module):
         hidden: Float[Tensor, "b l d"],
         residual: Float[Tensor, "b l d"] | None = None,
         use_checkpoint: bool = False,
-    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
-        """One block; the first one has no residual yet."""
-        if residual is None:
-            total = hidden.to(accumulation_dtype(hidden))
-        else:
-            total = residual + self.drop_path(hidden)
-        normed = self.norm(total)
-        mixed = checkpoint(self.mixer, normed, use_reentrant=False) if use_checkpoint else self.mixer(normed)
-        return mixed, total
+        *,
+        first: bool = False,
+    ) -> tuple[Float[Tensor, "b l2 d"], Float[Tensor, "b l d"]]:
+        """One block; the first one has no residual yet.
+
+        Args:
+            hidden: output of the mixer before, or the embedded tokens.
+            residual: what this block adds to.
+            use_checkpoint: run the mixer again in the backward pass.
+            first: mix the first token alone, where nothing is attached that would see the others missing.
+        """
+        added = hidden if residual is None else self.drop_path(hidden)
+        total, normed, source = self._normed(added, residual)
+        # only what it needs: mixers of other classes take tokens alone
+        arguments = (normed,) if source is None else (normed, source)
+        mixer = self.mixer
+        if first and _own(mixer) and bare(mixer, type(mixer)) and bare(self, type(self)):
+            mixer = functools.partial(mixer, first=True)
+        return checkpoint(mixer, *arguments, use_reentrant=False) if use_checkpoint else mixer(
+            *arguments
+        ), total
+
+    def _normed(
+        self, added: Float[Tensor, "b l d"], residual: Float[Tensor, "b l d"] | None
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"], Normed | None]:
+        """The new residual, it normalised, and what the mixer may find this again from."""
+        norm = self.norm
+        fused = self.mixer.fused(added) if _own(self.mixer) and bare(norm, RMSNorm) else None
+        if fused is None:
+            total = added.to(accumulation_dtype(added)) if residual is None else residual + added
+            return total, norm(total), None
+        eps, dtype = cast(float, norm.eps), products_dtype(norm.weight)
+        total, normed = fused.add_norm(added, residual, norm.weight, eps, dtype)
+        return total, normed, Normed(total, norm.weight, eps)
+
+
+def _own(mixer: nn.Module) -> bool:
+    """Whether a mixer runs as ours do."""
+    return type(mixer).forward is BiMamba.forward
 
 
 class VideoMamba(nn.Module, HubMixin):
@@ -260,7 +291,8 @@ class VideoMamba(nn.Module, HubMixin):
         residual: Tensor | None = None
         for index, layer in enumerate(self.layers):
             again = self.use_checkpoint and index < self.checkpoint_num
-            hidden, residual = layer(hidden, residual, use_checkpoint=again)
+            first = not all_tokens and index == len(self.layers) - 1
+            hidden, residual = layer(hidden, residual, use_checkpoint=again, first=first)
         assert residual is not None  # there is at least one block
         hidden = self.drop_path(hidden)
         if all_tokens:

@@ -2,6 +2,7 @@
 
 A backend is a module with three functions: `selective_scan` and `causal_conv` (differentiable, the signatures
 below without `backend`) and `unavailable() -> str | None` (one sentence saying why it cannot run here).
+It may hold a constant `FUSED`, with which whole blocks run as two operators (`flexvideo.scan.mixing`).
 Modules are imported when first asked for. Kernels which only know plain tensors get autograd, fake tensors
 and FLOP counts from `flexvideo.scan.ops.operators`.
 
@@ -12,7 +13,10 @@ tensors. Sequences are channel-last.
 from jaxtyping import Float
 from torch import Tensor
 
+from flexvideo.scan import mixing as mixing
 from flexvideo.scan import ops as ops  # an exported program needs the operators, whichever backend runs
+from flexvideo.scan.mixing import Fused as Fused
+from flexvideo.scan.mixing import Normed as Normed
 from flexvideo.scan.reference import accumulation_dtype as accumulation_dtype
 from flexvideo.scan.registry import available_backends as available_backends
 from flexvideo.scan.registry import backend_for
@@ -91,3 +95,23 @@ def causal_conv(
     """
     module = backend_for(backend, x.device.type, x.dtype)
     return module.causal_conv(x, weight, bias)
+
+
+def fused_operators(x: Float[Tensor, "b l d"], *, backend: str = "auto") -> Fused | None:
+    """The operators as which a block may run, with few launches and little kept; None where there are none.
+
+    Args:
+        x: what the block is given.
+        backend: "auto" or a name of `available_backends()`.
+
+    Raises:
+        ConfigError: an unknown backend.
+        BackendError: a backend that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from flexvideo.scan import fused_operators
+        >>> fused_operators(torch.ones(1, 5, 4), backend="reference") is None
+        True
+    """
+    return getattr(backend_for(backend, x.device.type, x.dtype), "FUSED", None)

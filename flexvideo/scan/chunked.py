@@ -55,9 +55,11 @@ def scan_backward(
     z: Float[Tensor, "b l d"],
     delta_bias: Float[Tensor, "k d"],
     saved: list[Tensor],
+    *,
+    remake: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Gradients of the eight inputs, chunk by chunk from the last step to the first."""
-    dtype = accumulation_dtype(u)
+    """Gradients of the eight inputs, chunk by chunk from the last step; with `remake` the output too."""
+    dtype, kind = accumulation_dtype(u), u.dtype
     u, delta, A, B, C, D, z, grad = (x.to(dtype) for x in (u, delta, A, B, C, D, z, grad))
     bias, slope = delta_bias.to(dtype)[:, None, None], torch.sigmoid(z)
     grad_y = (grad * z * slope).expand(u.shape)
@@ -82,7 +84,8 @@ def scan_backward(
         _put(d_C, torch.einsum("tkbdn,kbtd->kbtn", hs, gy_t), span)
         _give(y, (hs @ C_t.movedim(2, 0)[..., None]).squeeze(-1).movedim(0, 2), span)
     d_z = grad * y * slope * (1 + z * (1 - slope))
-    return d_u, d_delta, d_A, d_B, d_C, (grad_y * u).sum((1, 2)), d_z, d_delta.sum((1, 2))
+    output = ((y * z * slope).to(kind),) if remake else ()
+    return d_u, d_delta, d_A, d_B, d_C, (grad_y * u).sum((1, 2)), d_z, d_delta.sum((1, 2)), *output
 
 
 def _recurrence(
@@ -180,9 +183,9 @@ def _full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
     """Without autocast, which would lower the precision of the products in here."""
 
     @functools.wraps(function)
-    def wrapped(first: Tensor, *rest: Any) -> Any:
+    def wrapped(first: Tensor, *rest: Any, **options: Any) -> Any:
         with torch.autocast(first.device.type, enabled=False):
-            return function(first, *rest)
+            return function(first, *rest, **options)
 
     return wrapped
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from flexvideo.scan.mixing import fused
 from flexvideo.scan.ops import Kernels, operators
 
 CHUNK = 2048  # steps between the states which the kernel keeps
@@ -51,8 +52,10 @@ def scan_backward(
     z: Float[Tensor, "b l d"],
     delta_bias: Float[Tensor, "k d"],
     saved: list[Tensor],
+    *,
+    remake: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Gradients of the eight inputs; not deterministic, as the kernel's own sums are not."""
+    """Gradients of the eight inputs, and with `remake` the output; not deterministic, as the kernel."""
     states, y = saved
     slope = torch.sigmoid(z.float())
     grad_y = (grad * z * slope).to(u.dtype)
@@ -66,7 +69,8 @@ def scan_backward(
         sequences = [_back(x, k) for x in (d_u, d_delta, d_B.squeeze(1), d_C.squeeze(1))]
         grads.append([*sequences, d_A, d_D, d_bias])
     d_u, d_delta, d_B, d_C, d_A, d_D, d_bias = (torch.stack(both) for both in zip(*grads, strict=True))
-    return d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias
+    output = (y * F.silu(z),) if remake else ()
+    return d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias, *output
 
 
 def saved(u: Float[Tensor, "k b l d"], A: Float[Tensor, "k d n"]) -> list[Tensor]:
@@ -158,3 +162,4 @@ def unavailable() -> str | None:
 
 KERNELS = Kernels(scan, scan_backward, saved, conv, conv_backward)
 selective_scan, causal_conv = operators("mamba-ssm")
+FUSED = fused("mamba-ssm")

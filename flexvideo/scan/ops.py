@@ -27,10 +27,13 @@ class Kernels:
 
     Args:
         scan: (the 8 arguments of `selective_scan`) -> (out, tensors saved for the backward pass).
-        scan_backward: (gradient of out, the 8 arguments, saved) -> 8 gradients.
+        scan_backward: (gradient of out, the 8 arguments, saved) -> 8 gradients; for `flexvideo::mixer`
+            also `remake=True`, which returns the output of `scan` after them.
         saved: (u, A) -> empty tensors like those which `scan` saves; works on fake tensors.
         conv: (x, weight, bias) -> (k, b, l, d).
         conv_backward: (gradient, x, weight, bias) -> 3 gradients.
+        add_norm: `flexvideo.scan.norm.forward`, which runs when None.
+        add_norm_backward: `flexvideo.scan.norm.backward`, which runs when None.
     """
 
     scan: Callable[..., tuple[Tensor, list[Tensor]]]
@@ -38,6 +41,8 @@ class Kernels:
     saved: Callable[[Tensor, Tensor], list[Tensor]]
     conv: Callable[[Tensor, Tensor, Tensor], Tensor]
     conv_backward: Callable[..., Sequence[Tensor]]
+    add_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
+    add_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
 
 
 def operators(backend: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
@@ -61,7 +66,8 @@ def operators(backend: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor
     return selective_scan, causal_conv
 
 
-def _kernels(backend: str) -> Kernels:
+def kernels_of(backend: str) -> Kernels:
+    """What a backend computes."""
     return load(backend).KERNELS
 
 
@@ -95,7 +101,7 @@ def _scan(
     delta_bias: Tensor,
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
-    out, saved = _kernels(backend).scan(u, delta, A, B, C, D, z, delta_bias)
+    out, saved = kernels_of(backend).scan(u, delta, A, B, C, D, z, delta_bias)
     return out.contiguous(), saved
 
 
@@ -114,23 +120,23 @@ def _scan_backward(
     backend: str,
 ) -> tuple[Tensor, ...]:
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    return _like(_kernels(backend).scan_backward(grad, *inputs, saved), inputs)
+    return _like(kernels_of(backend).scan_backward(grad, *inputs, saved), inputs)
 
 
 @torch.library.impl("flexvideo::causal_conv", "default")
 def _conv(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
-    return _kernels(backend).conv(x, weight, bias).contiguous()
+    return kernels_of(backend).conv(x, weight, bias).contiguous()
 
 
 @torch.library.impl("flexvideo::causal_conv_backward", "default")
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> tuple[Tensor, ...]:
     inputs = (x, weight, bias)
-    return _like(_kernels(backend).conv_backward(grad, *inputs), inputs)
+    return _like(kernels_of(backend).conv_backward(grad, *inputs), inputs)
 
 
 @torch.library.register_fake("flexvideo::selective_scan")
 def _fake_scan(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor]]:
-    return u.new_empty(u.shape[1:]), _kernels(rest[-1]).saved(u, A)
+    return u.new_empty(u.shape[1:]), kernels_of(rest[-1]).saved(u, A)
 
 
 @torch.library.register_fake("flexvideo::selective_scan_backward")
@@ -177,14 +183,19 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
     )
 
 
-def _keep_name(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _keep_name(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     ctx.backend = inputs[-1]
+
+
+def refuse_second_derivatives(name: str) -> None:
+    """Have the derivative of an operator, whose last argument is the backend, raise: it would be zero."""
+    torch.library.register_autograd(f"flexvideo::{name}", _no_second_derivative, setup_context=_keep_name)
 
 
 torch.library.register_autograd("flexvideo::selective_scan", _scan_gradients, setup_context=_keep_scan)
 torch.library.register_autograd("flexvideo::causal_conv", _conv_gradients, setup_context=_keep_conv)
-for _name in ("selective_scan_backward", "causal_conv_backward"):  # torch would take them for constants
-    torch.library.register_autograd(f"flexvideo::{_name}", _no_second_derivative, setup_context=_keep_name)
+refuse_second_derivatives("selective_scan_backward")
+refuse_second_derivatives("causal_conv_backward")
 
 Shape = Sequence[int]
 

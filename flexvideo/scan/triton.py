@@ -1,7 +1,7 @@
 """The scan on NVIDIA GPUs by Triton kernels: no build step, both directions in one launch.
 
 `triton_scan.py` and `triton_backward.py` hold the scan, `triton_conv.py` the convolution, `triton_tile.py`
-what they share. Float64 is left to the reference.
+what they share, `triton_norm.py` the normalisation. Float64 is left to the reference.
 """
 
 import shutil
@@ -10,9 +10,11 @@ import torch
 import triton
 from torch import Tensor
 
+from flexvideo.scan.mixing import fused
 from flexvideo.scan.ops import Kernels, operators
 from flexvideo.scan.triton_backward import scan_backward
 from flexvideo.scan.triton_conv import conv_backward, conv_forward
+from flexvideo.scan.triton_norm import norm_backward, norm_forward
 from flexvideo.scan.triton_scan import launch_for, multiprocessors, scan_forward
 
 
@@ -25,12 +27,14 @@ def scan(
     return out, [states]
 
 
-def backward(grad: Tensor, *inputs_and_saved: Tensor | list[Tensor]) -> tuple[Tensor, ...]:
-    """The 8 gradients."""
+def backward(
+    grad: Tensor, *inputs_and_saved: Tensor | list[Tensor], remake: bool = False
+) -> tuple[Tensor, ...]:
+    """The 8 gradients, and with `remake` the output."""
     *inputs, (states,) = inputs_and_saved
     u, A = inputs[0], inputs[2]
     launch = launch_for(*u.shape, A.shape[-1], multiprocessors(u.device))
-    return scan_backward(grad, *inputs, states, launch=launch)
+    return scan_backward(grad, *inputs, states, launch=launch, remake=remake)
 
 
 def saved(u: Tensor, A: Tensor) -> list[Tensor]:
@@ -53,5 +57,6 @@ def unavailable() -> str | None:
     return None
 
 
-KERNELS = Kernels(scan, backward, saved, conv_forward, conv_backward)
+KERNELS = Kernels(scan, backward, saved, conv_forward, conv_backward, norm_forward, norm_backward)
 selective_scan, causal_conv = operators("triton")
+FUSED = fused("triton")

@@ -27,6 +27,7 @@ from flexvideo.scan.triton_tile import (
     floats,
     from_lane,
     gate_gradients,
+    gated,
     load_rows,
     load_tile,
     over_lanes,
@@ -60,6 +61,7 @@ def backward_kernel(
     du_ptr,
     ddelta_ptr,
     dz_ptr,
+    out_ptr,
     da_ptr,
     dbc_ptr,
     dskip_ptr,
@@ -80,6 +82,7 @@ def backward_kernel(
     BLOCK: tl.constexpr,
     ENDS: tl.constexpr,
     CARRY: tl.constexpr,
+    OUT: tl.constexpr,
 ):
     """One span of the backward pass: with ENDS only what it hands back of a zero gradient.
 
@@ -107,6 +110,7 @@ def backward_kernel(
     ddelta_at = ddelta_ptr + (kb * L + t_first) * D + d
     grad_at = grad_ptr + (b * L + t_first) * D + d
     dz_at = dz_ptr + (b * L + t_first) * D + d
+    out_at = out_ptr + (b * L + t_first) * D + d
     z_at = z_ptr + b * z_b + t_first.to(tl.int64) * z_l + d
     bc_at = bc_ptr + (kb * rows + s) * NP + lane * (NR // 2)
     carry_at = carry_ptr + ((kb * spans + index) * NP + lane * NR) * D + d
@@ -273,6 +277,8 @@ def backward_kernel(
                     store_tile(
                         dz_at + far, gate_gradients(whole, gate, grad_now, TT // NL), t, sign, D, end, TT, NL
                     )
+                    if OUT:
+                        store_tile(out_at + far, gated(whole, gate, TT // NL), t, sign, D, end, TT, NL)
                 over_channels = tl.sum(stacked(grads, COUNT, [BD, NL, K]), 0)  # [NL, K, COUNT]
                 column = tl.arange(0, COUNT)[None, None, :]
                 row = tile * TT + column // (2 * NR)
@@ -327,8 +333,9 @@ def scan_backward(
     states: Tensor,
     *,
     launch: Launch,
+    remake: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The gradients of the eight inputs, in their order."""
+    """The gradients of the eight inputs, in their order, and with `remake` the output of the forward pass."""
     (k, b, l, d), n = u.shape, A.shape[-1]
     padded, spans = launch.states, launch.spans
     held, channels, steps = max(4, padded // STEPS), CHANNELS, STEPS
@@ -342,7 +349,7 @@ def scan_backward(
     decay = torch.empty(k, b, spans, d, **wide)
     scratch = torch.empty(b * spans * parts, BLOCK // steps, k, padded, channels, **wide)
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
-    dz = torch.empty_like(grad)
+    dz, out = torch.empty_like(grad), torch.empty_like(grad if remake else grad[:0])
     da = torch.empty(b * spans, k, d, padded, **wide)
     dskip, dbias = torch.empty(b * spans, k, d, **wide), torch.empty(b * spans, k, d, **wide)
     dbc = torch.empty(parts, k, b, launch.rows, 2, padded, **wide)
@@ -364,6 +371,7 @@ def scan_backward(
             du,
             ddelta,
             dz,
+            out,
             da,
             dbc,
             dskip,
@@ -384,6 +392,7 @@ def scan_backward(
             BLOCK=BLOCK,
             ENDS=ends,
             CARRY=spans > 1 and not ends,
+            OUT=remake,
             num_warps=max(1, k * lanes * channels // 128),
         )
 
@@ -393,4 +402,5 @@ def scan_backward(
     run(ends=False)
     dB, dC = B.new_empty(k, b, l, n), C.new_empty(k, b, l, n)
     unpack_kernel[triton.cdiv(l, 16), b, k](dbc, dB, dC, l, launch.rows, parts, N=n, NP=padded, ROWS=16)
-    return du, ddelta, da.sum(0)[..., :n], dB, dC, dskip.sum(0), dz, dbias.sum(0)
+    gradients = du, ddelta, da.sum(0)[..., :n], dB, dC, dskip.sum(0), dz, dbias.sum(0)
+    return (*gradients, out) if remake else gradients

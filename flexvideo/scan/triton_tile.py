@@ -145,6 +145,16 @@ def sums_of(values, others, COUNT: tl.constexpr):
 
 
 @triton.jit
+def gated(values, gate, COUNT: tl.constexpr):
+    """Multiply by silu(gate)."""
+    out = ()
+    for q in tl.static_range(COUNT):
+        g = gate[q].to(tl.float32)
+        out = out + (values[q] * g * sigmoid(g),)
+    return out
+
+
+@triton.jit
 def gate_gradients(values, gate, grad, COUNT: tl.constexpr):
     """Gradients of the gate: grad times values times the slope of the SiLU."""
     out = ()

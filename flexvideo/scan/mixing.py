@@ -1,0 +1,262 @@
+"""The operator `flexvideo::mixer`: a whole bidirectional mixer that keeps little for its backward pass.
+
+Plain autograd keeps the input of every product: of a block of VideoMamba-M some 1.1 GB at 16 clips of 3137
+tokens. The operator keeps the states of the scan and the rows of `x_proj`, (K, B L, R + 2 N), and finds the
+rest again: its normalised input from the residual stream, the projections, convolution and step sizes by
+computing them twice, and the output of the scan on the scan's own way back. Its 16 weights are gathered in
+one or two launches, stacked by direction, on every call: none is kept, for they change.
+
+Shapes: B batch, L tokens, D width, E inner width, N state, R rank of the step size, K = 2 directions.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from flexvideo.scan.norm import normed
+from flexvideo.scan.ops import conv_flops, kernels_of, refuse_second_derivatives, scan_flops
+from flexvideo.scan.reference import accumulation_dtype
+
+ALIGN = 16  # elements: where each weight begins in the memory that they share
+COUNT = 16  # weights
+
+for _name, _schema in {
+    "mixer": "(Tensor hidden, Tensor? total, Tensor? scale, Tensor[] weights, float eps, str backend)"
+    " -> (Tensor, Tensor[])",
+    "mixer_backward": "(Tensor grad, Tensor kept, Tensor? scale, Tensor[] weights, Tensor[] saved, float eps,"
+    " str backend) -> (Tensor, Tensor[])",
+}.items():
+    torch.library.define(f"flexvideo::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+class Normed(NamedTuple):
+    """Where the input of a mixer comes from: it is `normed(total, scale, eps)`, and need not be kept.
+
+    Args:
+        total: the residual stream.
+        scale: weight of the normalisation.
+        eps: as in `torch.nn.RMSNorm`.
+    """
+
+    total: Tensor
+    scale: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The two operators as which a backend runs a block.
+
+    Args:
+        add_norm: (hidden (b, l, d), residual or None, weight, eps, dtype) -> their sum in float32 (float64
+            for float64), and it normalised in `dtype`.
+        mixer: (hidden (b, l, d) in the dtype of the products, weights, its source or None) -> (b, l, d). The
+            weights are `in_proj`, `out_proj`, and for both directions filters and biases of the convolution,
+            `x_proj`, `dt_proj`, its bias, `A_log` and `D`, 16 in all.
+    """
+
+    add_norm: Callable[[Tensor, Tensor | None, Tensor, float, torch.dtype], tuple[Tensor, Tensor]]
+    mixer: Callable[[Tensor, Sequence[Tensor], Normed | None], Tensor]
+
+
+def fused(backend: str) -> Fused:
+    """The operators of a backend whose module holds `KERNELS`, for its constant `FUSED`.
+
+    Where it has none, blocks are run layer by layer: products computed twice are slow on a CPU.
+    """
+
+    def add_norm(
+        hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        return torch.ops.flexvideo.add_norm(hidden, residual, weight, eps, dtype, backend)
+
+    def mixer(hidden: Tensor, weights: Sequence[Tensor], source: Normed | None) -> Tensor:
+        total, scale, eps = (None, None, 0.0) if source is None else source
+        return torch.ops.flexvideo.mixer(hidden, total, scale, list(weights), eps, backend)[0]
+
+    return Fused(add_norm, mixer)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights as the products take them; pairs stacked by direction."""
+
+    in_proj: Tensor
+    out_proj: Tensor
+    conv: Float[Tensor, "k e w"]
+    conv_bias: Float[Tensor, "k e"]
+    x_proj: Float[Tensor, "k m e"]
+    dt_proj: Float[Tensor, "k e r"]
+    dt_bias: Float[Tensor, "k e"]
+    A: Float[Tensor, "k e n"]
+    D: Float[Tensor, "k e"]
+
+
+def _gathered(weights: list[Tensor], dtype: torch.dtype) -> _Weights:
+    wide = accumulation_dtype(weights[0].new_empty(0, dtype=dtype))
+    in_proj, out_proj = weights[:2]
+    filters, biases, x_projs, dt_projs, *rest = (weights[i : i + 2] for i in range(2, len(weights), 2))
+    if in_proj.dtype == dtype:
+        x_proj, dt_proj = _stacked([x_projs, dt_projs], dtype)
+    else:
+        (in_proj,), (out_proj,), x_proj, dt_proj = _stacked([[in_proj], [out_proj], x_projs, dt_projs], dtype)
+    conv, conv_bias, bias, A, D = _stacked([filters, biases, *rest], wide)
+    return _Weights(in_proj, out_proj, conv.squeeze(2), conv_bias, x_proj, dt_proj, bias, A.exp_().neg_(), D)
+
+
+def _stacked(groups: list[list[Tensor]], dtype: torch.dtype) -> list[Tensor]:
+    """Stack the tensors of each group, all of them by one copy for each dtype that they come in."""
+    sizes = [math.prod(group[0].shape) * len(group) for group in groups]
+    lengths = [-(-size // ALIGN) * ALIGN for size in sizes]
+    places = groups[0][0].new_empty(sum(lengths), dtype=dtype).split(lengths)
+    stacks = [
+        place[:size].view(len(group), *group[0].shape)
+        for place, size, group in zip(places, sizes, groups, strict=True)
+    ]
+    copies = list(
+        zip(
+            (x for stack in stacks for x in stack.unbind()),
+            (x for group in groups for x in group),
+            strict=True,
+        )
+    )
+    for kind in {source.dtype: None for _, source in copies}:
+        new, old = zip(*((copy, source) for copy, source in copies if source.dtype == kind), strict=True)
+        torch.ops.aten._foreach_copy_(new, old)
+    return stacks
+
+
+def _split(rows: Tensor, weights: _Weights, tokens: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Step sizes of low rank (K, B L, R), and B and C (K, B, L, N)."""
+    rank, n = weights.dt_proj.shape[-1], weights.A.shape[-1]
+    low, B, C = rows.split((rank, n, n), dim=-1)
+    return low, B.unflatten(1, tokens), C.unflatten(1, tokens)
+
+
+@torch.library.impl("flexvideo::mixer", "default")
+def _mixer(
+    hidden: Tensor,
+    total: Tensor | None,
+    scale: Tensor | None,
+    weights: list[Tensor],
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, list[Tensor]]:
+    kernels, tokens = kernels_of(backend), hidden.shape[:2]
+    with torch.autocast(hidden.device.type, enabled=False):
+        w = _gathered(weights, hidden.dtype)
+        x, z = (hidden @ w.in_proj.T).chunk(2, dim=-1)  # (B, L, E) each
+        u = kernels.conv(x, w.conv, w.conv_bias)
+        rows = torch.bmm(u.flatten(1, 2), w.x_proj.mT)
+        low, B, C = _split(rows, w, tokens)
+        delta = torch.bmm(low, w.dt_proj.mT).unflatten(1, tokens)
+        y, saved = kernels.scan(u, delta, w.A, B, C, w.D, z, w.dt_bias)
+        return y @ w.out_proj.T, [rows, *saved]
+
+
+@torch.library.impl("flexvideo::mixer_backward", "default")
+def _mixer_backward(
+    grad: Tensor,
+    kept: Tensor,
+    scale: Tensor | None,
+    weights: list[Tensor],
+    saved: list[Tensor],
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, list[Tensor]]:
+    kernels, (rows, *states), tokens, dtype = kernels_of(backend), saved, grad.shape[:2], grad.dtype
+    with torch.autocast(grad.device.type, enabled=False):
+        w = _gathered(weights, dtype)
+        hidden = kept if scale is None else normed(kept, scale, eps, dtype)
+        x, z = (hidden @ w.in_proj.T).chunk(2, dim=-1)
+        u = kernels.conv(x, w.conv, w.conv_bias)
+        low, B, C = _split(rows, w, tokens)
+        delta = torch.bmm(low, w.dt_proj.mT).unflatten(1, tokens)
+        *d_scan, y = kernels.scan_backward(
+            grad @ w.out_proj, u, delta, w.A, B, C, w.D, z, w.dt_bias, states, remake=True
+        )
+        del delta
+        d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias = d_scan
+        d_out_proj = grad.flatten(0, 1).T @ y.to(dtype).flatten(0, 1)
+        d_delta = d_delta.to(dtype).flatten(1, 2)
+        d_low, d_dt_proj = torch.bmm(d_delta, w.dt_proj), torch.bmm(d_delta.mT, low)
+        d_rows = torch.cat((d_low, *(d.to(dtype).flatten(1, 2) for d in (d_B, d_C))), dim=-1)
+        d_u = torch.baddbmm(d_u.to(dtype).flatten(1, 2), d_rows, w.x_proj)
+        d_x_proj = torch.bmm(d_rows.mT, u.flatten(1, 2))
+        d_x, d_conv, d_conv_bias = kernels.conv_backward(d_u.unflatten(1, tokens), x, w.conv, w.conv_bias)
+        d_xz = torch.cat((d_x.to(dtype), d_z.to(dtype)), dim=-1)
+        d_in_proj = d_xz.flatten(0, 1).T @ hidden.flatten(0, 1)
+        pairs = [d_conv.unsqueeze(2), d_conv_bias, d_x_proj, d_dt_proj, d_bias, d_A * w.A, d_D]
+        kinds = [weight.dtype for weight in (*weights[:2], *weights[2::2])]
+        gradients = zip((d_in_proj, d_out_proj, *pairs), kinds, strict=True)
+        return d_xz @ w.in_proj, [d.to(kind).contiguous() for d, kind in gradients]
+
+
+@torch.library.register_fake("flexvideo::mixer")
+def _fake(
+    hidden: Tensor,
+    total: Tensor | None,
+    scale: Tensor | None,
+    weights: list[Tensor],
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, list[Tensor]]:
+    (b, l, _), (r, e), n = hidden.shape, weights[6].shape, weights[12].shape[1]
+    A = hidden.new_empty(2, e, n, dtype=accumulation_dtype(hidden))
+    saved = kernels_of(backend).saved(hidden.new_empty(2, b, l, e), A)
+    return hidden.new_empty(hidden.shape), [hidden.new_empty(2, b * l, r), *saved]
+
+
+@torch.library.register_fake("flexvideo::mixer_backward")
+def _fake_backward(
+    grad: Tensor, kept: Tensor, scale: Tensor | None, weights: list[Tensor], *rest: Any
+) -> tuple[Tensor, list[Tensor]]:
+    pairs = [weight.new_empty(2, *weight.shape) for weight in weights[2::2]]
+    return grad.new_empty(grad.shape), [*(weight.new_empty(weight.shape) for weight in weights[:2]), *pairs]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    hidden, total, scale, weights, ctx.eps, ctx.backend = inputs
+    made = (hidden,) if scale is None else (total, scale)
+    ctx.made = len(made)
+    ctx.save_for_backward(*made, *weights, *output[1])
+
+
+def _gradients(ctx: Any, grad: Tensor, _: list[Tensor | None]) -> tuple[Any, ...]:
+    kept, *rest = ctx.saved_tensors
+    scale, rest = (None, rest) if ctx.made == 1 else (rest[0], rest[1:])
+    backward = torch.ops.flexvideo.mixer_backward
+    d_hidden, (d_in, d_out, *pairs) = backward(
+        grad, kept, scale, rest[:COUNT], rest[COUNT:], ctx.eps, ctx.backend
+    )
+    d_weights = [d_in, d_out, *(d for pair in pairs for d in pair.unbind())]
+    return d_hidden, None, None, d_weights, None, None
+
+
+torch.library.register_autograd("flexvideo::mixer", _gradients, setup_context=_keep)
+refuse_second_derivatives("mixer_backward")
+
+
+@register_flop_formula(torch.ops.flexvideo.mixer)
+def mixer_flops(
+    hidden: Sequence[int], total: Any, scale: Any, weights: Any, *rest: Any, out_shape: Any = None
+) -> int:
+    """Products, convolution and scan, as if each were run by itself."""
+    (b, l, d), (r, e), rank, n = hidden, weights[6], weights[8][1], weights[12][1]
+    products = 2 * b * l * (2 * e * d + d * e + 2 * e * r + 2 * rank * e)
+    conv = conv_flops((b, l, e), (2, e, weights[2][2]))
+    return products + conv + scan_flops((2, b, l, e), (2, b, l, e), (2, e, n))
+
+
+@register_flop_formula(torch.ops.flexvideo.mixer_backward)
+def mixer_backward_flops(
+    grad: Sequence[int], kept: Any, scale: Any, weights: Any, *rest: Any, out_shape: Any = None
+) -> int:
+    """Twice the forward pass: what is computed again is not counted."""
+    return 2 * mixer_flops(grad, None, None, weights)

@@ -1,0 +1,107 @@
+"""The operator `flexvideo::add_norm`: add to the residual stream and RMS-normalise, keeping only the sum.
+
+What comes out normalised is the input of a matrix product, which would keep it for its weight's gradient:
+`flexvideo.scan.mixing` finds it again from the sum instead, which the residual stream keeps anyway.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flexvideo.scan.ops import kernels_of, refuse_second_derivatives
+from flexvideo.scan.reference import accumulation_dtype
+
+for _name, _schema in {
+    "add_norm": "(Tensor hidden, Tensor? residual, Tensor weight, float eps, ScalarType dtype, str backend)"
+    " -> (Tensor, Tensor)",
+    "add_norm_backward": "(Tensor grad_total, Tensor grad, Tensor total, Tensor weight, float eps,"
+    " ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor)",
+}.items():
+    torch.library.define(f"flexvideo::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def normed(total: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """RMS normalisation of the last dimension, worked in the dtype of `total`."""
+    return F.rms_norm(total, weight.shape, weight.to(total.dtype), eps).to(dtype)
+
+
+def forward(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`add_norm` in plain torch."""
+    total = hidden.to(accumulation_dtype(hidden), copy=True) if residual is None else residual + hidden
+    return total, normed(total, weight, eps, dtype)
+
+
+def backward(
+    grad_total: Tensor, grad: Tensor, total: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the sum, of what was added in `dtype` (empty if that is the sum's), and of the weight."""
+    scale = torch.rsqrt(total.square().mean(-1, keepdim=True) + eps)
+    unit, grad = total * scale, grad.to(total.dtype)
+    scaled = grad * weight
+    d_total = grad_total + scale * (scaled - unit * (scaled * unit).mean(-1, keepdim=True))
+    d_hidden = d_total.new_empty(0, dtype=dtype) if dtype == d_total.dtype else d_total.to(dtype)
+    return d_total, d_hidden, (grad * unit).flatten(0, -2).sum(0)
+
+
+@torch.library.impl("flexvideo::add_norm", "default")
+def _add_norm(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype, backend: str
+) -> tuple[Tensor, Tensor]:
+    with torch.autocast(hidden.device.type, enabled=False):
+        function = kernels_of(backend).add_norm or forward
+        return function(hidden, residual, weight, eps, dtype)
+
+
+@torch.library.impl("flexvideo::add_norm_backward", "default")
+def _add_norm_backward(
+    grad_total: Tensor,
+    grad: Tensor,
+    total: Tensor,
+    weight: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.autocast(total.device.type, enabled=False):
+        function = kernels_of(backend).add_norm_backward or backward
+        d_total, d_hidden, d_weight = function(grad_total, grad, total, weight, eps, dtype)
+    return d_total, d_hidden, d_weight.to(weight.dtype)
+
+
+@torch.library.register_fake("flexvideo::add_norm")
+def _fake(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype, backend: str
+) -> tuple[Tensor, Tensor]:
+    wide = accumulation_dtype(hidden) if residual is None else residual.dtype
+    return hidden.new_empty(hidden.shape, dtype=wide), hidden.new_empty(hidden.shape, dtype=dtype)
+
+
+@torch.library.register_fake("flexvideo::add_norm_backward")
+def _fake_backward(
+    grad_total: Tensor, grad: Tensor, total: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, _: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape: Sequence[int] = (0,) if dtype == total.dtype else total.shape
+    return total.new_empty(total.shape), total.new_empty(shape, dtype=dtype), weight.new_empty(weight.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    hidden, residual, weight, ctx.eps, _, ctx.backend = inputs
+    ctx.dtype, ctx.first = hidden.dtype, residual is None
+    ctx.save_for_backward(output[0], weight)
+
+
+def _gradients(ctx: Any, grad_total: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+    function = torch.ops.flexvideo.add_norm_backward
+    total, weight = ctx.saved_tensors
+    d_total, d_hidden, d_weight = function(grad_total, grad, total, weight, ctx.eps, ctx.dtype, ctx.backend)
+    added = d_total if ctx.dtype == d_total.dtype else d_hidden
+    return added, None if ctx.first else d_total, d_weight, None, None, None
+
+
+torch.library.register_autograd("flexvideo::add_norm", _gradients, setup_context=_keep)
+refuse_second_derivatives("add_norm_backward")

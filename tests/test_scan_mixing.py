@@ -1,0 +1,330 @@
+"""Blocks as two operators which keep little, against the same blocks layer by layer.
+
+The operators run on the plain `chunked` backend here, in any dtype; a GPU's backends run them always.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from small import SIZES, build, clip
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
+
+import flexvideo as fv
+from flexvideo.errors import BackendError
+from flexvideo.scan import chunked, mixing
+
+LOW = torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def _fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "FUSED", mixing.fused("chunked"), raising=False)
+
+
+def fused(**arguments) -> fv.VideoMamba:
+    return build(scan_backend="chunked", depth=3, **arguments)
+
+
+def by_layers(model: fv.VideoMamba) -> fv.VideoMamba:
+    """A twin on the reference backend, which has no such operators."""
+    twin = copy.deepcopy(model)
+    for layer in twin.layers:
+        layer.mixer.scan_backend = "reference"
+    return twin
+
+
+def results(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """All tokens and the gradients of clip and parameters."""
+    x = x.detach().requires_grad_()
+    out = model.forward_features(x, all_tokens=True)
+    wanted = [x, *(p for name, p in model.named_parameters() if not name.startswith("head"))]
+    return [out, *torch.autograd.grad(out.double().square().mean(), wanted)]
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm())
+
+
+def assert_close(found: list[Tensor], expected: list[Tensor], forward: float, backward: float) -> None:
+    assert found[0].dtype == expected[0].dtype
+    assert error(found[0], expected[0]) < forward
+    for a, b in zip(found[1:], expected[1:], strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert error(a, b) < backward
+
+
+def nodes(out: Tensor) -> set[str]:
+    """Names of what the autograd graph behind a tensor is made of."""
+    found, waiting = set(), [out.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return {type(node).__name__ for node in found}
+
+
+# --- the numbers ---
+
+
+@pytest.mark.parametrize(
+    ("dtype", "forward", "backward"), [(torch.float32, 1e-5, 1e-4), (torch.float64, 1e-14, 1e-12)]
+)
+@pytest.mark.parametrize("size", [(4, 32, 32), (1, 8, 8), (3, 40, 24)])
+def test_agrees_with_the_reference(dtype, forward, backward, size):
+    model = fv.make_flexible(fused(), policy="static-patch").to(dtype)
+    x = clip(*size).to(dtype).repeat(2, 1, 1, 1, 1)
+    assert_close(results(model, x), results(by_layers(model), x), forward, backward)
+
+
+def test_runs_as_two_operators():
+    assert {"GeneratedBackwardFor_flexvideo_add_norm_defaultBackward"} <= nodes(fused()(clip()))
+    found = nodes(fused().forward_features(clip(), all_tokens=True))
+    assert "GeneratedBackwardFor_flexvideo_mixer_defaultBackward" in found
+    assert "BmmBackward0" not in found
+
+
+def test_bfloat16_autocast_and_model_are_as_precise_as_layer_by_layer():
+    model, x = fused(), clip().repeat(2, 1, 1, 1, 1)
+    plain = by_layers(model)
+    truth = results(copy.deepcopy(plain).double(), x.double())
+    with torch.autocast("cpu", LOW):
+        pairs = [(results(model, x), results(plain, x))]
+    pairs += [(results(model.to(LOW), x.to(LOW)), results(plain.to(LOW), x.to(LOW)))]
+    for found, other in pairs:
+        for ours, layers, exact in zip(found, other, truth, strict=True):
+            assert ours.dtype == layers.dtype
+            assert error(ours, exact) < max(1.3 * error(layers, exact), 0.01)
+
+
+def test_drop_path_and_recomputing_change_nothing():
+    model = fused(drop_path_rate=0.5, use_checkpoint=True, checkpoint_num=2).train()
+    plain, found = by_layers(model), []
+    plain.use_checkpoint = False
+    for each in (model, plain):
+        torch.manual_seed(3)
+        found.append(results(each, clip().repeat(4, 1, 1, 1, 1)))
+    assert_close(*found, 1e-5, 1e-4)
+
+
+def test_without_a_gradient_of_some_weights():
+    model = fused().requires_grad_(False)
+    model.layers[1].mixer.D_b.requires_grad_(True)
+    model(clip()).sum().backward()
+    expected = by_layers(model)
+    expected.zero_grad()
+    expected(clip()).sum().backward()
+    assert error(model.layers[1].mixer.D_b.grad, expected.layers[1].mixer.D_b.grad) < 1e-4
+
+
+def test_weights_that_change_are_seen():
+    model, x = fused(), clip()
+    first = model(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    assert error(model(x), first) > 0.1
+    assert error(model(x), by_layers(model)(x)) < 1e-5
+
+
+# --- what is kept ---
+
+
+def kept_by_a_block(model: fv.VideoMamba, x: Tensor) -> int:
+    """Bytes that a block adds to what autograd keeps, parameters left out."""
+    sizes = []
+    for depth in (1, 2):
+        storages: dict[int, int] = {}
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+        def pack(tensor: Tensor, storages: dict[int, int] = storages, own: set[int] = own) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", LOW),
+        ):
+            hidden, residual = x, None
+            for layer in list(model.layers)[:depth]:
+                hidden, residual = layer(hidden, residual)
+        sizes.append(sum(storages.values()))
+    return sizes[1] - sizes[0]
+
+
+def closed_form(b: int, l: int, d: int) -> int:
+    """Residual in float32, rows of `x_proj` in 16 bits, a state in 64 in float32."""
+    e, rank, n, k = 2 * d, -(-d // 16), 16, 2
+    return 4 * b * l * d + 2 * k * b * l * (rank + 2 * n) + 4 * k * b * e * n * -(-l // 64)
+
+
+def test_a_training_step_of_videomamba_m_fits_in_16_gib():
+    model = fused(embed_dim=48).train()
+    x = torch.randn(2, 129, 48, requires_grad=True)
+    found = kept_by_a_block(model, x)
+    assert found == closed_form(2, 129, 48)
+    assert kept_by_a_block(by_layers(model), x) > 4 * found
+    middle = closed_form(16, 3137, 576)  # 16 x 224 px, batch 16
+    assert middle < 0.5e9
+    assert 32 * middle < 8 * 2**30
+
+
+# --- with the rest of torch ---
+
+
+def test_what_is_attached_to_a_layer_is_heeded():
+    x, seen = clip(), []
+    for name in ("norm", "mixer.in_proj", "mixer.out_proj"):
+        model = fused()
+        model.layers[0].get_submodule(name).register_forward_hook(lambda *_: seen.append(1))
+        assert error(model(x), by_layers(model)(x)) < 1e-5
+    assert len(seen) == 6
+    model = fused()
+    for layer in model.layers:
+        layer.mixer.out_proj = nn.Sequential(layer.mixer.out_proj, nn.Tanh())
+    assert error(model(x), by_layers(model)(x)) < 1e-5
+    model = fused()
+    nn.utils.parametrize.register_parametrization(model.layers[0].mixer.in_proj, "weight", nn.Tanh())
+    nn.utils.parametrize.register_parametrization(model.layers[0].mixer.x_proj_b, "weight", nn.Tanh())
+    assert error(model(x), by_layers(model)(x)) < 1e-5
+
+
+def inputs_of_the_operators() -> tuple[list, list]:
+    mixer = fused().layers[0].mixer
+    weights = [mixer.in_proj.weight, mixer.out_proj.weight]
+    weights += [weight for pair in mixer._paired(("", "_b")) for weight in pair]
+    total, scale = torch.randn(2, 9, 32, requires_grad=True), torch.rand(32, requires_grad=True)
+    hidden = torch.nn.functional.rms_norm(total, (32,), scale, 1e-5).detach().requires_grad_()
+    added = torch.randn(2, 9, 32, dtype=LOW, requires_grad=True)
+    return (
+        [hidden, total, scale, weights, 1e-5, "chunked"],
+        [added, total, scale, 1e-5, LOW, "chunked"],
+    )
+
+
+@pytest.mark.unchecked
+def test_opcheck():
+    mixer, add_norm = inputs_of_the_operators()
+    torch.library.opcheck(torch.ops.flexvideo.mixer.default, mixer)
+    torch.library.opcheck(torch.ops.flexvideo.mixer.default, [mixer[0], None, None, *mixer[3:]])
+    torch.library.opcheck(torch.ops.flexvideo.add_norm.default, add_norm)
+    torch.library.opcheck(torch.ops.flexvideo.add_norm.default, [add_norm[0], None, *add_norm[2:]])
+    torch.library.opcheck(torch.ops.flexvideo.add_norm.default, [add_norm[1], *add_norm[1:4], LOW, "chunked"])
+
+
+def test_second_derivatives_are_refused():
+    x = clip().requires_grad_()
+    (first,) = torch.autograd.grad(fused()(x).square().sum(), x, create_graph=True)
+    with pytest.raises(BackendError, match=r"'chunked' has first derivatives only.*'reference'"):
+        first.sum().backward()
+
+
+def test_flops_are_those_of_the_layers():
+    counts = []
+    for model in (fused(), by_layers(fused())):
+        for layer in model.layers:  # both by operators that know their FLOPs
+            layer.mixer.scan_backend = "chunked"
+        if counts:
+            for layer in model.layers:
+                layer.mixer.in_proj.register_forward_hook(lambda *_: None)
+        with FlopCounterMode(display=False) as counter:
+            out = model.forward_features(clip().requires_grad_(), all_tokens=True)
+        forward = counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            out.sum().backward()
+        counts.append((forward, counter.get_total_flops()))
+    assert counts[0] == counts[1]
+
+
+@pytest.fixture
+def _cold() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.unchecked
+@pytest.mark.usefixtures("_cold")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_compiles_whole(autocast):
+    model = fused()
+    compiled = torch.compile(model.forward_features, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", LOW, enabled=autocast):
+        out, expected = compiled(clip(), all_tokens=True), model.forward_features(clip(), all_tokens=True)
+    torch.testing.assert_close(out, expected)
+    grads = [torch.autograd.grad(x.sum(), list(model.layers.parameters())) for x in (out, expected)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
+@pytest.mark.unchecked
+@pytest.mark.usefixtures("_cold")
+def test_blocks_as_one_graph_for_64_geometries():
+    model = fv.make_flexible(fused(), policy="static-patch")
+    plain, counter = copy.deepcopy(model), CompileCounter()
+    for block in model.layers:
+        block.compile(dynamic=True, backend=counter, fullgraph=True)
+    for frames in (2, 3, 4, 6):
+        for height in (2, 4, 5, 6):
+            for width in (3, 4, 6, 7):
+                x = clip(frames, 8 * height, 8 * width)
+                torch.testing.assert_close(model(x), plain(x))
+    assert counter.frame_count == 3  # the first block has no residual, and the last mixes one token
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("strict", [True, False])
+def test_exports(strict, tmp_path):
+    model = fused()
+    dynamic = {"x": {0: torch.export.Dim("batch", min=1, max=64)}}
+    x = clip().repeat(2, 1, 1, 1, 1)
+    program = torch.export.export(model, (x,), dynamic_shapes=dynamic, strict=strict)
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(loaded(clip().repeat(3, 1, 1, 1, 1)), model(clip().repeat(3, 1, 1, 1, 1)))
+
+
+def loss(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
+    return model(clip(*size)).square().mean()
+
+
+def with_ddp(model: nn.Module) -> nn.Module:
+    return DistributedDataParallel(model)
+
+
+def with_fsdp(model: nn.Module) -> nn.Module:
+    for block in model.layers:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def _process(rank: int, wrap: Callable[[nn.Module], nn.Module], store: str) -> None:
+    torch.set_num_threads(1)
+    chunked.FUSED = mixing.fused("chunked")
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = fv.make_flexible(fused(), policy="static-patch")
+    alone = by_layers(model)
+    (sum(loss(alone, size) for size in SIZES[:2]) / 2).backward()
+    wrapped = wrap(model)
+    loss(wrapped, SIZES[rank]).backward()
+    for parameter, expected in zip(model.parameters(), alone.parameters(), strict=True):
+        grad = parameter.grad
+        grad = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+        torch.testing.assert_close(grad, expected.grad, rtol=1e-4, atol=1e-6)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", [with_ddp, with_fsdp])
+def test_two_processes(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path):
+    torch.multiprocessing.spawn(_process, (wrap, str(tmp_path / "store")), nprocs=2)
