@@ -39,7 +39,7 @@ class Subject:
         if step == "train":
             return self.train_step()
         self.model.eval()
-        if self.case.column == "ours graphed":
+        if self.case.column == "ours graphed" and hasattr(fv, "graphed"):
             return self.inference(fv.graphed(self.model))
         forward = self.inference(self.model)
         return capture(forward) if "graphed" in self.case.column else forward

@@ -32,6 +32,7 @@ from _speed_table import load_rows, print_report
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HANG = 150.0  # seconds without a figure, compilation included
+NO_DEVICE = 2  # exit status
 FAULTS = 3  # after so many processes in a row that brought no figure, something else is wrong
 
 
@@ -91,6 +92,11 @@ def report(options: argparse.Namespace) -> int:
 
 def worker(options: argparse.Namespace) -> int:
     """The process that uses the GPU."""
+    import torch
+
+    if options.kind != "toy" and not torch.cuda.is_available():
+        print("torch finds no CUDA device here; --toy tries every column on a CPU.", file=sys.stderr)
+        return NO_DEVICE
     del sys.argv[sys.argv.index("--worker") :]  # the results file names the user's command
     if options.profile:
         from _speed_profile import profile_models
@@ -111,7 +117,7 @@ def supervise(arguments: list[str], options: argparse.Namespace) -> int:
         left = str(max(0.0, end - time.monotonic()))
         command = [sys.executable, __file__, *arguments, "--worker", left, *again]
         figures, status = watch(command, hang=HANG)
-        if status == 0 or options.profile:
+        if status in (0, NO_DEVICE) or options.profile:
             return status
         faults, again = 0 if figures else faults + 1, ["--resume"]
         print(f"The process ended with status {status}; going on in a new one.", flush=True)

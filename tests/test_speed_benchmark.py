@@ -303,3 +303,11 @@ def test_a_new_process_goes_on_after_one_that_died(tmp_path, monkeypatch):
     assert all(float(command[command.index("--worker") + 1]) <= 100 for command in commands)
     ends.extend([(0, 1)] * speed.FAULTS)
     assert speed.main(["--toy", "--results", str(tmp_path)]) == 1
+
+
+def test_without_a_gpu_nothing_is_tried(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent))
+    assert module("speed").main(["--quick", "--results", str(tmp_path)]) == 2
+    assert "--toy tries every column on a CPU" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
