@@ -1,7 +1,7 @@
 """How fast the kernels and whole models are on a GPU, beside the official path and a transformer.
 
-    python benchmarks/speed.py              # everything, about 6 minutes on an H100
-    python benchmarks/speed.py --quick      # what the targets need, about 90 seconds
+    python benchmarks/speed.py              # everything, several minutes on an H100
+    python benchmarks/speed.py --quick      # what the targets need, a minute or two
     python benchmarks/speed.py --profile    # which kernels a forward pass and a training step consist of
     python benchmarks/speed.py --table benchmarks/results/*_speed.json --picture speed.png
 
