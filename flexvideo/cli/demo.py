@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping
 from itertools import tee
 from pathlib import Path
 
@@ -21,27 +22,36 @@ from flexvideo.cli.shared import (
     progress,
     rule_argument,
 )
+from flexvideo.cli.trainreport import StepBar, say
 from flexvideo.data.clips import read_clip
 from flexvideo.data.decode import index_video
 from flexvideo.data.encode import write_video
 from flexvideo.data.motion import MotionSet
 from flexvideo.data.records import plural
-from flexvideo.demo import Cell, points, run_grid, table_lines
+from flexvideo.demo.grid import Cell, points, run_grid, table_lines
+from flexvideo.demo.pair import FILES, accuracy_lines, finding, measure_pair
+from flexvideo.demo.recipe import QUICK, draw_clips, train_pair
 from flexvideo.discover import plan_for
 from flexvideo.errors import ConfigError
+from flexvideo.evaluate import save_result
+from flexvideo.evaluate.figures import plot_heat_maps
 from flexvideo.models import VideoMamba, videomamba_tiny
 from flexvideo.output import require_folder
 from flexvideo.plots import plot_grid, require_matplotlib
 from flexvideo.policy import POLICIES
 from flexvideo.swap import make_flexible
+from flexvideo.train.interrupt import stopped_by_signals
+from flexvideo.train.log import Report
 
 DEMO = """\
-Run one set of VideoMamba weights over a grid of frame counts, frame sizes and policies: print what every
-geometry costs and how close its feature stays to the one at the size the model was built for, and draw it.
-Without arguments it renders its own video and uses a small model with random weights: no network needed."""
+Show one set of weights at many sizes: what a forward pass of every geometry costs, under every policy, on a
+video that is rendered or yours; and how well two small models that come with the package do over frame counts
+and frame sizes, one trained at a single size and one flexibly (static tokens). No network is needed.
 
-TINY = "a VideoMamba-tiny with random weights"
-UNTRAINED = "Cosines of random weights say little, for these hardly tell one video from another"
+With --checkpoint the costs are those of your model, with how close its features stay to the one at its own
+size. --train trains the two small models anew, which takes some minutes, and shows them."""
+
+TINY = "VideoMamba-tiny, random weights"
 
 
 def add(commands: Commands) -> None:
@@ -59,17 +69,17 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--frames",
         type=int,
         nargs="+",
-        default=[4, 8, 16],
+        default=[4, 16],
         metavar="T",
-        help="frame counts (default: 4 8 16)",
+        help="frame counts (default: 4 16)",
     )
     parser.add_argument(
         "--sizes",
         type=int,
         nargs="+",
-        default=[96, 128, 224, 384],
+        default=[96, 384],
         metavar="R",
-        help="frame sides in pixels (default: 96 128 224 384)",
+        help="frame sides in pixels (default: 96 384)",
     )
     parser.add_argument(
         "--policies",
@@ -81,6 +91,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     rule_argument(parser)
     parser.add_argument(
+        "--train", action="store_true", help="train the two small models first; goes on where it was stopped"
+    )
+    parser.add_argument(
         "--out",
         type=name,
         default="flexvideo-demo",
@@ -89,11 +102,31 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _demo(options: Options) -> None:
+def _demo(options: Options) -> int | None:
     require_matplotlib()
+    if options.train and options.checkpoint:
+        raise ConfigError(
+            "--train is about the demo's own two models, and --checkpoint about yours: give one."
+        )
     out = require_folder(options.out)
     if options.video:
         index_video(options.video)
+    _show_costs(options, out)
+    if options.checkpoint:
+        return None
+    files: Mapping[str, Path] | None = FILES
+    if options.train:
+        out /= "trained"
+        files = _train(out)
+        if files is None:
+            say("stopped and saved: the same command goes on from there")
+            return 130
+    _show_accuracy(files, out)
+    return None
+
+
+def _show_costs(options: Options, out: Path) -> None:
+    """Run one model at every geometry: a table, and a picture where the weights are worth one."""
     model = _model(options)
     grid = points(model, policies=options.policies, frames=options.frames, sizes=options.sizes)
     video = options.video or _render(out / "video.mp4")
@@ -101,20 +134,44 @@ def _demo(options: Options) -> None:
     def read(frames: int, size: int) -> Float[Tensor, "1 3 t h w"]:
         return read_clip(video, frames=frames, size=size, mean=model.mean, std=model.std)
 
-    cells = _show(_counted(run_grid(model, read, grid), len(grid)))
-    print(_legend(model, options.checkpoint or TINY, video))
-    if not options.checkpoint:
-        print(f"{UNTRAINED}: try --checkpoint.\n")
-    title = Path(options.checkpoint).name if options.checkpoint else f"{TINY}.\n{UNTRAINED}"
-    plot_grid(cells, out / "grid.png", title=f"One set of weights at every geometry: {title}")
+    counted = _counted(run_grid(model, read, grid), len(grid))
+    cells = _show(counted, cosines=options.checkpoint is not None)
+    print(_legend(model, options.checkpoint, video))
     (out / "grid.json").write_text(json.dumps([cell.to_json() for cell in cells], indent=1) + "\n")
-    print(f"picture: {out / 'grid.png'}, numbers: {out / 'grid.json'}")
+    if options.checkpoint:
+        title = f"One set of weights at every geometry: {Path(options.checkpoint).name}"
+        plot_grid(cells, out / "grid.png", title=title)
+        print(f"picture: {out / 'grid.png'}, numbers: {out / 'grid.json'}")
 
 
-def _show(cells: Iterator[Cell]) -> list[Cell]:
+def _show_accuracy(files: Mapping[str, Path], out: Path) -> None:
+    """Measure the two small models: a table, a sentence and a picture."""
+    with progress("clips") as bar:
+        results = measure_pair(files, progress=bar)
+    print(*accuracy_lines(results), sep="\n")
+    print(f"\n{textwrap.fill(finding(results), 79)}\n")
+    for result in results:
+        save_result(result, out)
+    print(f"picture: {plot_heat_maps(results, out / 'accuracy.png')}")
+    print(f"numbers: {out / 'accuracy-*.json'}")
+
+
+def _train(out: Path) -> dict[str, Path] | None:
+    with progress("clips drawn") as bar:
+        clips = draw_clips("train", QUICK.clips, progress=bar)
+    with stopped_by_signals() as stop:
+        return train_pair(clips, QUICK, out=out, watch=_watch, stop=stop)
+
+
+def _watch(part: str) -> Report:
+    say(part)
+    return StepBar()
+
+
+def _show(cells: Iterator[Cell], *, cosines: bool) -> list[Cell]:
     """Print every row of the table as soon as it is known."""
     rows, shown = tee(cells)
-    for line in table_lines(rows):
+    for line in table_lines(rows, cosines=cosines):
         with tqdm.external_write_mode():
             print(line, flush=True)
     return list(shown)
@@ -127,14 +184,18 @@ def _counted(cells: Iterator[Cell], total: int) -> Iterator[Cell]:
             bar(number, total)
 
 
-def _legend(model: VideoMamba, what: str, video: str | Path) -> str:
-    base = plan_for(model).base
-    return f"""
-{what} on the centre square of {video}
-sees    side in pixels that the patches cover, after the model's own resize of the clip
-ms      one forward pass on {plural(torch.get_num_threads(), "CPU thread")}; reading the clip not counted
-cosine  of the feature to that at the model's own size, {base.frames} frames of {base.height} px
-"""
+def _legend(model: VideoMamba, checkpoint: str | None, video: str | Path) -> str:
+    threads, base = plural(torch.get_num_threads(), "CPU thread"), plan_for(model).base
+    lines = [
+        f"{checkpoint or TINY}, on the centre of {video}",
+        "sees    side in pixels that the patches cover, after the model's own resize",
+        f"ms      one forward pass on {threads}; reading the clip not counted",
+    ]
+    if checkpoint:
+        lines.append(
+            f"cosine  of the feature to that at its own size, {base.frames} frames of {base.height} px"
+        )
+    return "\n".join(["", *lines, ""])
 
 
 def _render(path: Path) -> Path:

@@ -150,11 +150,12 @@ def load_model(
 
 
 @contextmanager
-def progress(unit: str, total: int) -> Iterator[Progress]:
+def progress(unit: str, total: int | None = None) -> Iterator[Progress]:
     """A bar on a terminal, nothing elsewhere; gives the function `(done, total)` that moves it."""
     with tqdm(total=total, unit=f" {unit}", file=sys.stderr, disable=None, leave=False) as bar:
 
-        def show(done: int, _: int) -> None:
+        def show(done: int, total: int) -> None:
+            bar.total = total
             bar.update(done - bar.n)
 
         yield show

@@ -67,6 +67,11 @@ class HeldSource(ClipSource):
         """Label of every clip."""
         return self._labels
 
+    @property
+    def videos(self) -> UInt8[Tensor, "n t h w 3"]:
+        """The clips as they are held."""
+        return self._videos[: len(self._kept)]
+
     def identify(self, index: int) -> str:
         """Say which clip of the source that is."""
         return self._source.identify(self._kept[index])

@@ -167,27 +167,31 @@ def _gflops(shadow: VideoMamba, clip: Float[Tensor, "1 3 t h w"], patch: int | N
     return counter.get_total_flops() / 1e9
 
 
-def table_lines(cells: Iterable[Cell]) -> Iterator[str]:
-    """The cells as a table, line by line as they come: one block a policy, one line a geometry.
+def table_lines(cells: Iterable[Cell], *, cosines: bool = True) -> Iterator[str]:
+    """The cells as a table, line by line as they come: a line a geometry, the policy named once.
+
+    Args:
+        cells: of `run_grid`.
+        cosines: whether to show them; those of random weights say little.
 
     Example:
         >>> cell = Cell("static-tokens", 8, 96, 7, (14, 14), 98, 1569, 11.5, 410.0, 0.98)
         >>> print(*table_lines([cell]), sep="\\n")
-        policy          clip T x R  patch     grid   sees  tokens  GFLOPs      ms  cosine
-        static-tokens       8 x 96      7  14 x 14     98    1569    11.5     410   0.980
+        policy        clip T x R  patch     grid   sees  tokens  GFLOPs      ms  cosine
+        static-tokens     8 x 96      7  14 x 14     98    1569    11.5     410   0.980
     """
+    last = f" {'cosine':>7}" if cosines else ""
     yield (
-        f"{'policy':<15} {'clip T x R':>10} {'patch':>6} {'grid':>8} {'sees':>6} {'tokens':>7} {'GFLOPs':>7} "
-        f"{'ms':>7} {'cosine':>7}"
+        f"{'policy':<13} {'clip T x R':>10} {'patch':>6} {'grid':>8} {'sees':>6} {'tokens':>7} {'GFLOPs':>7} "
+        f"{'ms':>7}{last}"
     )
     previous = None
     for cell in cells:
-        if previous not in (None, cell.policy):
-            yield ""
         name = cell.policy if cell.policy != previous else ""
         previous = cell.policy
+        last = f" {cell.cosine:>7.3f}" if cosines else ""
         yield (
-            f"{name:<15} {f'{cell.frames} x {cell.size}':>10} {cell.patch:>6} "
+            f"{name:<13} {f'{cell.frames} x {cell.size}':>10} {cell.patch:>6} "
             f"{f'{cell.grid[0]} x {cell.grid[1]}':>8} {cell.sees:>6} {cell.tokens:>7} {cell.gflops:>7.1f} "
-            f"{cell.milliseconds:>7.0f} {cell.cosine:>7.3f}"
+            f"{cell.milliseconds:>7.0f}{last}"
         )
