@@ -38,6 +38,8 @@ static __device__ __forceinline__ void forget(float2& x) { asm volatile("" : "+f
 static __device__ __forceinline__ void forget(unsigned& x) { asm volatile("" : "+r"(x)); }
 #endif
 
+static __device__ __forceinline__ void forget(int& x) { asm volatile("" : "+r"(x)); }
+
 static __device__ __forceinline__ void publish(unsigned* flag) {
     asm volatile("fence.acq_rel.gpu; st.relaxed.gpu.u32 [%0], 1;" ::"l"(flag) : "memory");
 }
@@ -55,7 +57,7 @@ static __device__ __forceinline__ void await(const unsigned* flag) {
 #define KEPT 64   // steps between two states kept by the forward pass
 #define TILES (KEPT / STEPS)
 #define PADDED (4 * HELD)
-#define ROW (PADDED / 2)   // float4 of B and C at one step
+#define ROW (PADDED / 2)   // float4 of B and C at one step, or of gradients of one of them at two steps
 #define QUADS (HELD / 2)   // float4 of the states of a lane
 #define SLOT (QUADS * WARP)  // float4 put aside for a tile: states of a warp, later two halves of sums
 #define HAND 72  // float4 that the lanes of a warp hand to each other
@@ -253,8 +255,9 @@ DEVICE void step(const Place& me, int tile, int p, const float (&a)[2][HELD], co
     }
 }
 
-// The states before each tile of the 64 steps from s, from the state kept by the forward pass.
-DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Cursor cursor, int s) {
+// The states before each tile of the 64 steps from s, first to last, from the state kept by the forward pass.
+DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Cursor cursor, int s, int first,
+                        int last) {
     Own next = load_own(in, me, cursor, false);
     Long block = ((Long)me.k * in.samples + me.b) * (in.rows / KEPT) + s / KEPT;
     const float* kept = in.states + (block * KEPT_STATES + me.own * HELD) * in.D + me.d;
@@ -265,7 +268,7 @@ DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Cursor
         h[0][i] = x.x, h[1][i] = x.y;
     }
 #pragma unroll 1
-    for (int tile = 0; tile < TILES - 1; tile++) {
+    for (int tile = first; tile < last; tile++) {
         put_aside(me, tile, h);
         Own x = next;
         move(cursor, 1);
@@ -276,7 +279,7 @@ DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Cursor
         for (int p = 0; p < STEPS; p++) step(me, tile, p, w.a, h, decay, h);
         __syncwarp();
     }
-    put_aside(me, TILES - 1, h);
+    put_aside(me, last, h);
 }
 
 // The lane whose bit is set keeps `high`, the other `low`, each with what the other lane had of it.
@@ -311,14 +314,11 @@ DEVICE void over_channels(const Place& me, int p, Sums& sums, float f0, float f1
 DEVICE void keep_sums(const Place& me, int tile, const Sums& db, const Sums& dc) {
     int half = me.lane / 16, place = me.lane % 4;
     if (half != place / 2) return;
+    float4* to = me.aside + tile * SLOT + half * STEPS * ROW + place % 2 * 2 * ROW + me.own * (HELD / 2);
 #pragma unroll
-    for (int q = 0; q < 2; q++) {
-        float4* to = me.aside + tile * SLOT + (half * STEPS + place % 2 * 2 + q) * ROW + me.own * (HELD / 4);
-#pragma unroll
-        for (int i = 0; i < HELD / 2; i += 2) {
-            to[i / 2] = make_float4(db[i][q], db[i][2 + q], db[i + 1][q], db[i + 1][2 + q]);
-            to[ROW / 2 + i / 2] = make_float4(dc[i][q], dc[i][2 + q], dc[i + 1][q], dc[i + 1][2 + q]);
-        }
+    for (int j = 0; j < HELD / 2; j++) {
+        to[j] = make_float4(db[j][0], db[j][1], db[j][2], db[j][3]);
+        to[ROW + j] = make_float4(dc[j][0], dc[j][1], dc[j][2], dc[j][3]);
     }
 }
 
@@ -405,7 +405,7 @@ DEVICE void finish(const Inputs& in, const Outputs& to, const Place& me, Walk& w
 // One tile: states and decays again, then back. `second_visit`: the other direction has been here. Leaves the inputs of
 // the tile before, asked for only when states and decays need their registers no more.
 DEVICE void tile_back(const Inputs& in, const Outputs& to, const Place& me, Walk& w, Cursor& cursor, int tile, Own& x,
-                      bool second_visit) {
+                      bool more, bool second_visit) {
     Pair partner = Pair();
     if (DIRECTIONS == 2)
         partner = load_pair(to.dz + cursor.at_out, second_visit && inside(in, me, cursor), me.second, Pair());
@@ -438,7 +438,7 @@ DEVICE void tile_back(const Inputs& in, const Outputs& to, const Place& me, Walk
     Own now = x;
     Cursor here = cursor;
     move(cursor, -1);
-    if (tile > 0) x = load_own(in, me, cursor, true);
+    if (more) x = load_own(in, me, cursor, true);
     finish(in, to, me, w, here, now, y[0], through_b[0], through_a[0], partner, second_visit);
     __syncwarp();
 }
@@ -494,12 +494,15 @@ DEVICE Walk begin_walk(const Inputs& in, const Outputs& to, const Place& me, Lon
             bool held = on && n < STATES;
             w.a[c][i] = held ? in.A[((Long)me.k * in.D + me.d + c) * STATES + n] * LOG2E : 0.0f;
             if (held && (CARRY || resumed)) w.back[c][i] = to.carry[(carry_row * KEPT_STATES + n) * in.D + me.d + c];
-            if (held && resumed) w.da[c][i] = to.da[(chain_row * in.D + me.d + c) * STATES + n];
+            if (held && resumed && !ENDS) w.da[c][i] = to.da[(chain_row * in.D + me.d + c) * STATES + n];
         }
-        if (on && resumed && me.own == 0) {
-            w.dskip[c] = to.dskip[chain_row * in.D + me.d + c];
-            w.dbias[c] = to.dbias[chain_row * in.D + me.d + c];
-        }
+        if (!on || !resumed || me.own != 0) continue;
+#if ENDS
+        w.total[c] = to.decay[carry_row * in.D + me.d + c];
+#else
+        w.dskip[c] = to.dskip[chain_row * in.D + me.d + c];
+        w.dbias[c] = to.dbias[chain_row * in.D + me.d + c];
+#endif
     }
     return w;
 }
@@ -537,21 +540,25 @@ DEVICE void end_walk(const Inputs& in, const Outputs& to, const Place& me, const
 // The 64 steps from s, whose first tile is `tile_of_span` of its span; from `meet` on down the other has been there.
 DEVICE void block_back(const Inputs& in, const Outputs& to, const Place& me, Walk& w, int s, int tile_of_span,
                        int meet) {
+    int before = in.rows - in.L - s, first = me.k == 0 ? 0 : max(0, before / STEPS);  // tiles with steps that are there
+    int last = me.k == 0 ? min(TILES, (in.L - s + STEPS - 1) / STEPS) - 1 : TILES - 1;
     Cursor cursor = cursor_at(in, me, s);
+    move(cursor, first);
 #if !ENDS
-    find_states(in, me, w, cursor, s);
+    find_states(in, me, w, cursor, s, first, last);
 #endif
-    move(cursor, TILES - 1);
+    move(cursor, last - first);
     Own x = load_own(in, me, cursor, true);
 #pragma unroll 1
     for (int tile = TILES - 1; tile >= 0; tile--) {
         if (DIRECTIONS == 2 && !ENDS && tile_of_span + tile == meet - 1) __syncthreads();
+        if (tile > last || tile < first) continue;
 #if ENDS
         tile_ends(me, w, x, tile);
         move(cursor, -1);
-        if (tile > 0) x = load_own(in, me, cursor, true);
+        if (tile > first) x = load_own(in, me, cursor, true);
 #else
-        tile_back(in, to, me, w, cursor, tile, x, DIRECTIONS == 1 || tile_of_span + tile < meet);
+        tile_back(in, to, me, w, cursor, tile, x, tile > first, DIRECTIONS == 1 || tile_of_span + tile < meet);
 #endif
     }
 }
@@ -585,9 +592,9 @@ DEVICE void piece(const Inputs& in, const Outputs& to, Place me, int chain, int 
     end_walk(in, to, me, w, chain_row, carry_row);
 }
 
-// carry (k, b, spans, KEPT_STATES, d), decay (k, b, spans, d): as forward. da (b * spans, k, d, n), dskip and dbias
-// (b * spans, k, d), dbc (parts, k, b, rows, 2, PADDED): sums of a chain, a block of channels. share: blocks of 64
-// steps that a block of threads does, of all chains; at least a chain. flags: zeros, one a chain.
+// carry (k, b, spans, KEPT_STATES, d), decay (k, b, spans, d): as forward. Sums of a chain: da (b * spans, k, d, n), dskip
+// and dbias (b * spans, k, d). Sums of a block of channels: dbc (parts, k, b, rows / 2, 2, PADDED / 2, 2 states, 2 steps).
+// share: blocks of 64 steps, of all chains, that a block of threads does; at least a chain. flags: zeros, one a chain.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) scan_backward(
     const Scalar* grad, const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const Scalar* C,
     const float* skip, const Scalar* z, const float* bias, const float* states, float* carry, float* decay, Scalar* du,
@@ -599,6 +606,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) scan_backward(
                  b_k, b_b, b_l, c_k, c_b, c_l, z_b, z_l};
     Outputs to = {carry, decay, du, ddelta, dz, out, da, dbc, dskip, dbias};
     int lane = threadIdx.x % WARP, any = threadIdx.x / WARP;
+    forget(lane);
     Place me;
     me.lane = lane, me.own = lane / 4 % 4, me.warp = any % WARPS, me.k = any / WARPS;
     me.rows = (float*)shared + me.k * KEPT * 2 * PADDED;
@@ -637,7 +645,8 @@ extern "C" __global__ void __launch_bounds__(256) add_sums(const float* dbc, Sca
     if (t >= L || n >= STATES) return;
     Long k = blockIdx.z, b = blockIdx.y, kb = k * gridDim.y + b;
     Long stride = (Long)gridDim.z * gridDim.y * rows * 2 * PADDED;
-    const float* from = dbc + (kb * rows + (k == 0 ? t : rows - 1 - t)) * 2 * PADDED + of_c * PADDED + n;
+    Long s = k == 0 ? t : rows - 1 - t;
+    const float* from = dbc + (kb * rows + s / 2 * 2) * 2 * PADDED + of_c * 2 * PADDED + n / 2 * 4 + n % 2 * 2 + s % 2;
     float sum = 0.0f;
 #pragma unroll 4
     for (Long i = 0; i < parts; i++) sum += from[i * stride];

@@ -66,7 +66,7 @@ def backward_launch_for(
     slots, chains = resident * multiprocessors, b * -(-groups // warps)
     span = -(-blocks // -(-slots // chains)) if 5 * chains < 4 * slots else blocks
     spans = -(-blocks // span)
-    share = max(span, -(-chains * span // slots)) if spans == 1 else span
+    share = max(span, -(-chains * spans * span // slots))
     return BackwardLaunch(
         warps, span * BLOCK, spans, -(-chains * spans * span // share), share, resident, not fitting
     )
@@ -102,9 +102,9 @@ def scan_backward(
     dbias, dbc = torch.empty_like(dskip), torch.empty(parts, k, b, rows, 2, padded, **wide)
     warps = launch.grid * k * launch.warps if launch.far else 0
     far = torch.empty(warps, TILES, WARP_CHANNELS, padded, **wide)
-    flags = torch.zeros(b * parts * spans, device=u.device, dtype=torch.int32)
+    flags = torch.zeros(2, b * parts * spans, device=u.device, dtype=torch.int32)
     tensors = (grad, u, delta, A, B, C, D, z, delta_bias, states, carry, decay, du, ddelta, dz, out)
-    tensors += (da, dbc, dskip, dbias, far, flags)
+    tensors += (da, dbc, dskip, dbias, far)
     strides = (*B.stride()[:3], *C.stride()[:3], *z.stride()[:2])
     shape = (l, d, b, rows, launch.span, spans, launch.share)
     macros = {"DTYPE": DTYPES[u.dtype], "DIRECTIONS": k, "STATES": n, "KEPT_STATES": states.shape[3]}
@@ -115,11 +115,9 @@ def scan_backward(
     def walk(defines: dict[str, int]) -> None:
         aside = not (launch.far or defines["ENDS"])
         shared = shared_bytes(k, n, launch.warps, aside=aside)
-        threads = k * launch.warps * 32
-        grid = (launch.grid, 1, 1)
-        run(
-            SOURCE, "scan_backward", grid, threads, *tensors, *shape, *strides, defines=defines, shared=shared
-        )
+        sizes = (launch.grid, 1, 1), k * launch.warps * 32
+        numbers = (flags[defines["ENDS"]], *shape, *strides)
+        run(SOURCE, "scan_backward", *sizes, *tensors, *numbers, defines=defines, shared=shared)
 
     if spans > 1:
         walk(macros | {"ENDS": 1, "CARRY": 0})
