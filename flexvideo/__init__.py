@@ -21,6 +21,7 @@ from flexvideo.folder import convert as convert
 from flexvideo.geometry import Base as Base
 from flexvideo.geometry import ClipSpec as ClipSpec
 from flexvideo.geometry import Geometry as Geometry
+from flexvideo.graphed import graphed as graphed
 from flexvideo.models import VideoMamba as VideoMamba
 from flexvideo.models import videomamba_base as videomamba_base
 from flexvideo.models import videomamba_middle as videomamba_middle
