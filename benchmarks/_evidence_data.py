@@ -23,7 +23,7 @@ class TensorSource(ClipSource):
     """Videos that are there already, as clips are read from files.
 
     Args:
-        videos: all of one length and size.
+        videos: all of one length and size, on any device.
         labels: of the videos.
         classes: names of the classes.
         name: of the data.
@@ -45,7 +45,7 @@ class TensorSource(ClipSource):
     ) -> None:
         super().__init__()
         self.name, self.split, self.classes = name, split, tuple(classes)
-        self._videos = videos
+        self._videos, self.device = videos, videos.device
         self._rows = _spread(labels, most or len(labels))
         self._labels = tuple(labels[row] for row in self._rows)
 
@@ -63,7 +63,7 @@ class TensorSource(ClipSource):
 
     def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
         video = self._videos[self._rows[index]]
-        return video[torch.tensor(choose(len(video)))]
+        return video[torch.tensor(choose(len(video)), device=self.device)]
 
 
 def drawn(

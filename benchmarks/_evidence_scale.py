@@ -80,14 +80,14 @@ class Scale:
     )
     native: int = 128
     kinds: tuple[Kind, ...] = (
-        Kind("short", (120, 40), 64, (4, 8, 16, 32), (Cell(64, 112), Cell(16, 288), Cell(64, 288))),
-        Kind("long", (150, 30), 96, (8, 16, 32, 64), (Cell(96, 112), Cell(16, 288), Cell(96, 288))),
+        Kind("short", (120, 40), 64, (4, 8, 16, 32), (Cell(64, 112), Cell(16, 288))),
+        Kind("long", (150, 30), 96, (8, 16, 32, 64), (Cell(96, 112), Cell(16, 288))),
     )
     drawn: tuple[int, ...] = (48, 64, 112, 192)
     sizes: tuple[int, ...] = (48, 56, 64, 96, 112, 144, 192, 224)
     flexivit: tuple[int, tuple[int, ...]] = (120, (8, 10, 12, 15, 20, 24, 30, 40))
     patches: tuple[int, int] = (12, 32)
-    epochs: int = 24
+    epochs: int = 16
     tokens: int = 32 * 16 * 49
     lr: float = 7e-4
     queries: int = 40

@@ -31,7 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work=options.work or options.out / "work",
         mocap=options.mocap,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        workers=options.workers,
         left=lambda: 60 * options.minutes - (time.monotonic() - begun),
         say=lambda text: print(f"{time.monotonic() - begun:6.0f} s  {text}", flush=True),
     )
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = [scale.kind(name) for name in options.kinds]
     for kind in kinds:
         for split in ("train", "test"):
-            place.source(kind, split)  # drawn before several processes want it
+            place.draw(kind, split)  # before several processes want it
     if options.prepare:
         return 0
     queue = [
@@ -81,7 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kinds", nargs="+", default=["short", "long"], choices=["short", "long"])
     parser.add_argument("--only", nargs="+", help="names of trainings")
     parser.add_argument("--epochs", type=int, help=f"of vanilla training (default: {FULL.epochs})")
-    parser.add_argument("--workers", type=int, default=4, help="processes that read clips")
     parser.add_argument("--prepare", action="store_true", help="make the start and draw the clips, no more")
     parser.add_argument("--toy", action="store_true", help="a size for tests")
     parser.add_argument("--table", action="store_true", help="print tables of the results that are there")

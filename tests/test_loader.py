@@ -342,13 +342,11 @@ def test_numbers_that_do_not_fit_are_refused(options: dict[str, object], message
         loader(**options)
 
 
-@pytest.mark.gpu
-def test_batches_made_on_a_gpu_are_those_made_on_the_cpu() -> None:
-    augment = Augment(scale=(0.5, 1.0), operations=4, mixup=0.8, cutmix=1.0, smoothing=0.1)
-    here = loader(augment=augment).epoch(0)
-    there = loader(augment=augment, device="cuda", pin_memory=True, workers=2).epoch(0)
-    for (a,), (b,) in zip(here, there, strict=True):
-        assert b.clips.is_cuda
-        assert (b.indices, b.spec) == (a.indices, a.spec)
-        torch.testing.assert_close(b.targets.cpu(), a.targets)
-        assert (b.clips.cpu() - a.clips).abs().gt(0.05).float().mean() < 0.01
+def test_clips_held_on_a_gpu_are_not_read_by_other_processes() -> None:
+    source = Toys()
+    source.device = torch.device("cuda:1")
+    message = (
+        "The clips of toys are held on cuda:1, where other processes do not reach them: use workers=0, not 2."
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        loader(source, workers=2)

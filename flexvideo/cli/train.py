@@ -159,7 +159,7 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fold", metavar="N", help="split number, or protocol of Breakfast")
     group.add_argument("--annotations", metavar="DIR", help="of the split files, if elsewhere")
     group.add_argument("--skip-unreadable", action="store_true", help="go on without videos that fail")
-    group.add_argument("--hold", metavar="TxR", help="read clips once, keep T frames of R px: small sets")
+    group.add_argument("--hold", metavar="TxR", help="keep T frames of R px of every clip on the device: small sets")
 
 
 def _train(options: Options) -> int:
@@ -198,9 +198,10 @@ def _run(options: Options, build: Callable[[Options, ClipSource], VideoMamba]) -
         if device is not None and options.device is not None:
             raise ConfigError("Under torchrun each process has a device of its own: leave --device out.")
         config = _config(options)
-        source = _hold(options, _open(options, options.split))
+        device = device or device_of(options)
+        source = _hold(options, _open(options, options.split), device)
         torch.manual_seed(config.seed)
-        model = _with_head(build(options, source), source).to(device or device_of(options))
+        model = _with_head(build(options, source), source).to(device)
         policy = _flex(options, model)
         drawn = sampling_of(model, policy)[1]
         say(f"{source.name}: {len(source)} clips, {len(source.classes)} classes; drawn by {drawn}")
@@ -252,13 +253,13 @@ def _open(options: Options, split: str) -> ClipSource:
     )
 
 
-def _hold(options: Options, source: ClipSource) -> ClipSource:
+def _hold(options: Options, source: ClipSource, device: torch.device | str) -> ClipSource:
     if options.hold is None:
         return source
     frames, size = _frames_and_size(options.hold, "--hold")
     shown = progress("clips", len(source)) if rank_and_world()[0] == 0 else nullcontext()
     with shown as bar:
-        return HeldSource(source, frames=frames, size=size, progress=bar)
+        return HeldSource(source, frames=frames, size=size, device=device, progress=bar)
 
 
 def _with_head(model: VideoMamba, source: ClipSource) -> VideoMamba:

@@ -143,7 +143,7 @@ def fit(frames: UInt8[Tensor, "t h w c"], size: Size | list[int]) -> UInt8[Tenso
     """Bring frames to a size: short side and centre square for a number, exactly for (height, width).
 
     Args:
-        frames: on the CPU.
+        frames: on any device.
         size: in pixels; None changes nothing.
 
     Raises:
@@ -166,11 +166,12 @@ def fit(frames: UInt8[Tensor, "t h w c"], size: Size | list[int]) -> UInt8[Tenso
 def resize(frames: UInt8[Tensor, "t h w c"], size: tuple[int, int]) -> UInt8[Tensor, "t H W c"]:
     """Resize frames by antialiased bicubic interpolation in 8 bits, as Pillow's BICUBIC does.
 
-    Ten times faster than the same in float32, from which it differs by 0.3 levels of 255 on average.
-    Overshoot at sharp edges is cut off at 0 and 255.
+    Ten times faster on a CPU than the same in float32, from which it differs by 0.3 levels of 255 on average;
+    frames on another device are resized in float32, and rounded. Overshoot at sharp edges is cut off at 0
+    and 255.
 
     Args:
-        frames: on the CPU.
+        frames: on any device.
         size: new height and width in pixels.
 
     Example:
@@ -179,7 +180,12 @@ def resize(frames: UInt8[Tensor, "t h w c"], size: tuple[int, int]) -> UInt8[Ten
     """
     if frames.shape[1:3] == size:
         return frames
-    resized = F.interpolate(frames.permute(0, 3, 1, 2), size=size, mode="bicubic", antialias=True)
+    pixels = frames.permute(0, 3, 1, 2)
+    if frames.device.type == "cpu":
+        resized = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
+    else:
+        resized = F.interpolate(pixels.float(), size=size, mode="bicubic", antialias=True)
+        resized = resized.round_().clamp_(0, 255).to(torch.uint8)
     return resized.permute(0, 2, 3, 1)
 
 

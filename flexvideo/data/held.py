@@ -22,6 +22,8 @@ class HeldSource(ClipSource):
         source: of which every clip is read once, now.
         frames: of a held video.
         size: of a held video in pixels, a number for a square or (height, width).
+        device: whose memory it is. On a GPU clips are cut out and resized there, which spares the processes
+            that would read them; they are resized as `flexvideo.data.clips.resize` says.
         progress: called with the number of clips read, and their total.
 
     Raises:
@@ -42,14 +44,16 @@ class HeldSource(ClipSource):
         *,
         frames: int,
         size: int | tuple[int, int],
+        device: torch.device | str = "cpu",
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
         super().__init__()
         self.name, self.classes, self.flip_ok = source.name, source.classes, source.flip_ok
+        self.device = torch.device(device)
         self._source = source
         self._kept: list[int] = []  # clips of the source
         height, width = (size, size) if isinstance(size, int) else size
-        self._videos = _room(len(source), frames, height, width)
+        self._videos = _room(len(source), frames, height, width, self.device)
         for index in range(len(source)):
             try:
                 self._videos[len(self._kept)] = source.read(index, frames=frames, size=size)
@@ -85,15 +89,17 @@ class HeldSource(ClipSource):
     def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
         """Get frames of the clip as it is held."""
         video = self._videos[index]
-        return video[torch.tensor(choose(len(video)))]
+        return video[torch.tensor(choose(len(video)), device=self.device)]
 
 
-def _room(clips: int, frames: int, height: int, width: int) -> UInt8[Tensor, "n t h w 3"]:
+def _room(
+    clips: int, frames: int, height: int, width: int, device: torch.device
+) -> UInt8[Tensor, "n t h w 3"]:
     try:
-        return torch.empty(clips, frames, height, width, 3, dtype=torch.uint8)
+        return torch.empty(clips, frames, height, width, 3, dtype=torch.uint8, device=device)
     except RuntimeError as error:  # torch's way of saying so
         size = clips * frames * height * width * 3 / 2**30
         raise MemoryLimitError(
-            f"{clips} clips of {frames} frames of {height} x {width} px take {size:,.0f} GiB, which this "
-            "machine does not have: hold fewer or smaller frames, or read the clips as they come."
+            f"{clips} clips of {frames} frames of {height} x {width} px take {size:,.0f} GiB, which "
+            f"{device} does not have: hold fewer or smaller frames, or read the clips as they come."
         ) from error

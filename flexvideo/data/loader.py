@@ -70,7 +70,7 @@ class FlexLoader:
         rank: which of the processes this is, from 0.
         world: how many processes share a step.
         accumulate: micro-batches of each process in a step.
-        workers: processes that read clips; 0 reads them in this one.
+        workers: processes that read clips; 0 reads them in this one, as clips that are held on a GPU must be.
         augment: what is done to clips; None is nothing.
         balanced: draw each class equally often, for sets with rare classes.
         mean: per colour, of values in [0, 1].
@@ -79,8 +79,8 @@ class FlexLoader:
         pin_memory: whether they travel through page-locked memory, from which a GPU copies while it works.
 
     Raises:
-        ConfigError: a number that does not fit, fewer clips than micro-batches, or mirrored clips of a set
-            whose classes tell left from right.
+        ConfigError: a number that does not fit, fewer clips than micro-batches, mirrored clips of a set whose
+            classes tell left from right, or workers for clips that are held on a GPU.
         GeometryError: a spec of which the budget does not hold a clip for every micro-batch.
 
     Example:
@@ -117,10 +117,16 @@ class FlexLoader:
         pin_memory: bool = False,
     ):
         _check_numbers(steps, rank, world, accumulate, workers)
+        if workers and source.device.type != "cpu":
+            raise ConfigError(
+                f"The clips of {source.name} are held on {source.device}, where other processes do not reach "
+                f"them: use workers=0, not {workers}."
+            )
         normalize(torch.zeros(1, 1, 1, 3, dtype=torch.uint8), mean=mean, std=std)  # refuses odd ones now
         self.source, self.seed, self.augment = source, seed, _settled(augment or Augment(), source)
         self._rank, self._world, self._accumulate = rank, world, accumulate
-        self._workers, self._pin_memory, self._device = workers, pin_memory, torch.device(device)
+        self._workers, self._device = workers, torch.device(device)
+        self._pin_memory = pin_memory and source.device.type == "cpu"
         self._shift = torch.tensor(tuple(mean), device=device).mul_(255).view(3, 1, 1, 1)
         self._scale = torch.tensor(tuple(std), device=device).mul_(255).view(3, 1, 1, 1)
         self._labels = source.labels

@@ -74,7 +74,8 @@ class Reader(Dataset[Read]):
 
     def __getitem__(self, cell: Cell) -> Read:
         spec = cell.spec
-        frames = torch.empty(len(cell.indices), spec.frames, spec.height, spec.width, 3, dtype=torch.uint8)
+        shape = (len(cell.indices), spec.frames, spec.height, spec.width, 3)
+        frames = torch.empty(shape, dtype=torch.uint8, device=self._source.device)
         errors: dict[int, FlexVideoError] = {}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoWarning)

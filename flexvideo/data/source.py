@@ -40,12 +40,16 @@ Choose: TypeAlias = Callable[[int], list[int]]
 
 
 class ClipSource(ABC):
-    """Labelled clips by number; what `read` gives depends on its arguments alone, in every process."""
+    """Labelled clips by number; what `read` gives depends on its arguments alone, in every process.
+
+    Frames are given on `device`; those of a GPU are read by the process that wants them.
+    """
 
     name: str
     classes: tuple[str, ...]
     flip_ok: bool
     on_error: OnError = "raise"
+    device = torch.device("cpu")
 
     def __init__(self) -> None:
         self.skipped: dict[int, Problem] = {}

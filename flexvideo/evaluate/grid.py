@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -15,6 +16,9 @@ from flexvideo.discover import plan_for
 from flexvideo.errors import ConfigError
 from flexvideo.evaluate.native import NativeSize
 from flexvideo.geometry import Geometry
+
+# Counting takes seconds, and queries and gallery want the same. By the model's text, for it may be changed.
+_known: "WeakKeyDictionary[nn.Module, dict[tuple[str, Cell], Cost]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, order=True)
@@ -124,8 +128,14 @@ def costs_of(model: nn.Module, grid: Sequence[Cell]) -> dict[Cell, Cost]:
         >>> costs_of(model, [Cell(4, 24)])[Cell(4, 24)].tokens
         65
     """
-    shadow = _without_values(model).eval()
-    return {cell: _cost(geometry_of(model, cell), _gflops(shadow, cell)) for cell in grid}
+    flex = None if isinstance(model, NativeSize) else flex_within(model)
+    code = f"{model}" if flex is None else f"{model} {flex.policy} {flex.plan}"
+    known = _known.setdefault(model, {})
+    if missing := [cell for cell in grid if (code, cell) not in known]:
+        shadow = _without_values(model).eval()
+        for cell in missing:
+            known[code, cell] = _cost(geometry_of(model, cell), _gflops(shadow, cell))
+    return {cell: known[code, cell] for cell in grid}
 
 
 def _cost(geometry: Geometry, gflops: float | None) -> Cost:
