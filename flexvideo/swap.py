@@ -41,8 +41,9 @@ def make_flexible(
     On a flexible model the call changes the policy or the rule and nothing else. `verify(model, plan=plan)`
     tries a plan out beforehand.
 
-    To compile, compile the blocks: `for block in model.layers: block.compile(dynamic=True)` makes two or three
-    graphs for all geometries. `torch.compile(model)` makes one graph a geometry and stops at its recompile limit.
+    To compile, compile the blocks: `for block in model.layers: block.compile(dynamic=True)` makes two or
+    three graphs for all geometries. `torch.compile(model)` makes one graph a geometry and stops at its
+    recompile limit.
 
     Args:
         model: the model, or one that holds it.
