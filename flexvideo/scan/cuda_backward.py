@@ -72,6 +72,26 @@ def backward_launch_for(
     )
 
 
+def macros(
+    dtype: torch.dtype, k: int, n: int, kept_states: int, launch: BackwardLaunch, *, even: bool, remake: bool
+) -> dict[str, int]:
+    """Those of the pass that follows the spans, if there are several."""
+    return {
+        "DTYPE": DTYPES[dtype],
+        "DIRECTIONS": k,
+        "STATES": n,
+        "KEPT_STATES": kept_states,
+        "HELD": held(n),
+        "WARPS": launch.warps,
+        "RESIDENT": launch.resident,
+        "FAR": int(launch.far),
+        "EVEN": int(even),
+        "REMAKE": int(remake),
+        "ENDS": 0,
+        "CARRY": int(launch.spans > 1),
+    }
+
+
 def scan_backward(
     grad: Tensor,
     u: Tensor,
@@ -107,10 +127,8 @@ def scan_backward(
     tensors += (da, dbc, dskip, dbias, far)
     strides = (*B.stride()[:3], *C.stride()[:3], *z.stride()[:2])
     shape = (l, d, b, rows, launch.span, spans, launch.share)
-    macros = {"DTYPE": DTYPES[u.dtype], "DIRECTIONS": k, "STATES": n, "KEPT_STATES": states.shape[3]}
-    macros |= {"HELD": held(n), "WARPS": launch.warps, "RESIDENT": launch.resident, "FAR": int(launch.far)}
-    macros |= {"EVEN": int(aligned(2, grad, u, delta, z)), "REMAKE": int(remake)}
-    macros |= {"ENDS": 0, "CARRY": int(spans > 1)}
+    even = aligned(2, grad, u, delta, z)
+    variant = macros(u.dtype, k, n, states.shape[3], launch, even=even, remake=remake)
 
     def walk(defines: dict[str, int]) -> None:
         aside = not (launch.far or defines["ENDS"])
@@ -120,11 +138,11 @@ def scan_backward(
         run(SOURCE, "scan_backward", *sizes, *tensors, *numbers, defines=defines, shared=shared)
 
     if spans > 1:
-        walk(macros | {"ENDS": 1, "CARRY": 0})
+        walk(variant | {"ENDS": 1, "CARRY": 0})
         chain(carry, decay, A, last=True, run=run)
-    walk(macros)
+    walk(variant)
     dB, dC = B.new_empty(k, b, l, n), C.new_empty(k, b, l, n)
     grid = (-(-l * 2 * padded // 256), b, k)
-    run(SOURCE, "add_sums", grid, 256, dbc, dB, dC, l, rows, parts, defines=macros, shared=0)
+    run(SOURCE, "add_sums", grid, 256, dbc, dB, dC, l, rows, parts, defines=variant)
     gradients = du, ddelta, da.sum(0), dB, dC, dskip.sum(0), dz, dbias.sum(0)
     return (*gradients, out) if remake else gradients

@@ -1,0 +1,241 @@
+"""The CUDA kernel of the backward pass: emulated on the CPU, and compiled by NVRTC if that is installed."""
+
+import shutil
+import sys
+
+import cuda_cpu
+import pytest
+import torch
+from cuda_cases import error, scan_inputs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexvideo.scan import nvrtc
+from flexvideo.scan.cuda_backward import (
+    MOST_WARPS,
+    BackwardLaunch,
+    backward_launch_for,
+    macros,
+    scan_backward,
+    shared_bytes,
+)
+from flexvideo.scan.cuda_forward import BLOCK, kept
+from flexvideo.scan.reference import selective_scan
+
+TOLERANCES = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 4e-3}
+H100 = {"multiprocessors": 132, "shared": 232448}
+emulated = pytest.mark.skipif(
+    shutil.which("g++") is None or sys.platform != "linux", reason="the emulation is built by g++ on Linux"
+)
+
+
+def layout(b: int, l: int, d: int, *, spans: int = 1, grid: int | None = None) -> BackwardLaunch:
+    """One warp a direction; time in spans, and all the work in equal shares."""
+    blocks, parts = -(-l // BLOCK), -(-d // 16)
+    span = -(-blocks // spans)
+    work = b * parts * -(-blocks // span) * span
+    share = max(span, -(-work // grid)) if grid else span
+    return BackwardLaunch(1, span * BLOCK, -(-blocks // span), -(-work // share), share, 1, far=False)
+
+
+def kept_states(inputs):
+    """What the forward pass keeps, in float64: steps not there come last, or for direction 1 first."""
+    u, delta, A, B, _, _, _, bias = (x.double() for x in inputs)
+    (k, b, l, d), n = u.shape, A.shape[-1]
+    blocks, padded = kept(l, n)
+    states = torch.zeros(k, b, blocks, padded, d)
+    dt = torch.nn.functional.softplus(delta + bias[:, None, None])
+    for side in range(k):
+        h = torch.zeros(b, n, d, dtype=torch.double)
+        for s in range(blocks * BLOCK):
+            if s % BLOCK == 0:
+                states[side, :, s // BLOCK, :n] = h
+            t = blocks * BLOCK - 1 - s if side else s
+            if t < l:
+                step = dt[side, :, t, None]
+                h = torch.exp(step * A[side].mT) * h + step * u[side, :, t, None] * B[side, :, t, :, None]
+    return states
+
+
+def upstream_of(inputs):
+    """The gradient of the output."""
+    z = inputs[6]
+    return torch.randn(z.shape, generator=torch.Generator().manual_seed(1)).to(z.dtype)
+
+
+def run_backward(inputs, launch, *, remake=True):
+    """The kernel in the emulation, with its threads in both orders: the same bits."""
+    states, results = kept_states(inputs), []
+    for order in (False, True):
+
+        def run(*arguments, order=order, **keywords):
+            cuda_cpu.run(*arguments, **keywords, reversed_order=order)
+
+        results.append(
+            scan_backward(upstream_of(inputs), *inputs, states, launch=launch, remake=remake, run=run)
+        )
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one.nan_to_num(), other.nan_to_num())
+    return results[0]
+
+
+def truth(inputs):
+    """The 8 gradients and the output, in float64."""
+    exact = [x.double().requires_grad_() for x in inputs]
+    out = selective_scan(*exact)
+    return *torch.autograd.grad(out, exact, upstream_of(inputs).double()), out
+
+
+def agrees(shape, dtype, **sizes):
+    inputs = scan_inputs(*shape, dtype=dtype, device="cpu")
+    results = run_backward(inputs, layout(*shape[1:4], **sizes))
+    for i, (result, expected) in enumerate(zip(results, truth(inputs), strict=True)):
+        assert result.shape == expected.shape, i
+        assert result.dtype == (inputs[i].dtype if i < 8 else dtype), i
+        assert error(result, expected) < TOLERANCES[dtype], i
+
+
+@emulated
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_agrees_with_the_reference(dtype):
+    agrees((2, 2, 99, 20, 16), dtype)
+    agrees((2, 1, 1, 20, 16), dtype)
+
+
+@emulated
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 21, 3, 5), (1, 2, 70, 6, 16), (2, 1, 65, 17, 24), (2, 1, 130, 34, 4), (1, 1, 66, 4, 64)]
+)
+def test_agrees_at_odd_sizes(shape, dtype):
+    agrees(shape, dtype)
+
+
+@emulated
+@pytest.mark.parametrize("length", [2, 28, 29, 32, 33, 36, 63, 64, 65])
+def test_every_tile_is_met_by_both_directions(length):
+    agrees((2, 1, length, 4, 16), torch.float32)
+
+
+@emulated
+@pytest.mark.parametrize(
+    "sizes", [{"grid": 2}, {"grid": 5}, {"spans": 2}, {"spans": 4, "grid": 5}], ids=["2", "5", "s2", "s4"]
+)
+def test_shares_and_spans_agree(sizes):
+    agrees((2, 2, 300, 36, 16), torch.float32, **sizes)
+
+
+@emulated
+@pytest.mark.slow
+def test_put_aside_in_global_memory():
+    inputs = scan_inputs(2, 2, 70, 20, 16, device="cpu")
+    near = run_backward(inputs, BackwardLaunch(1, 128, 1, 3, 3, 1, far=False))
+    far = run_backward(inputs, BackwardLaunch(1, 128, 1, 3, 3, 1, far=True))
+    assert all(torch.equal(a, b) for a, b in zip(near, far, strict=True))
+
+
+@emulated
+@pytest.mark.slow
+def test_several_warps_agree():
+    inputs = scan_inputs(2, 1, 130, 100, 16, dtype=torch.bfloat16, device="cpu")
+    one = run_backward(inputs, layout(1, 130, 100))
+    three = run_backward(inputs, BackwardLaunch(3, 192, 1, 3, 3, 1, far=False))
+    for i, (a, b) in enumerate(zip(one, three, strict=True)):
+        assert error(a, b) < (TOLERANCES[torch.bfloat16] if i in (3, 4) else 1e-12), (
+            i
+        )  # B and C: another order
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("shift", "scale"),
+    [(12.0, 1.0), (-20.0, 1.0), (0.0, 1e4), (0.0, 1e-7)],
+    ids=["forget", "never", "far", "near"],
+)
+def test_extremes(shift, scale):
+    inputs = scan_inputs(2, 1, 30, 4, 16, device="cpu")
+    inputs[1], inputs[2] = inputs[1] + shift, inputs[2] * scale
+    for i, (result, expected) in enumerate(
+        zip(run_backward(inputs, layout(1, 30, 4)), truth(inputs), strict=True)
+    ):
+        assert (result - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max()), i
+
+
+@emulated
+@pytest.mark.parametrize("place", [0, 1, 3, 4, 6], ids=["u", "delta", "B", "C", "z"])
+def test_nan_reaches_its_gradient_and_no_other_sample(place):
+    inputs = scan_inputs(2, 2, 11, 4, 16, device="cpu")
+    inputs[place] = inputs[place].clone()
+    inputs[place][(0,) * (inputs[place].ndim - 2)][5] = float("nan")
+    results = run_backward(inputs, layout(2, 11, 4))
+    assert results[6][0, 5].isnan().all()  # of z
+    for i in (0, 1, 3, 4, 6):
+        assert not results[i].select(-3, 1).isnan().any(), i
+
+
+@emulated
+def test_any_alignment():
+    inputs = scan_inputs(2, 1, 37, 6, 16, device="cpu")
+    expected = truth(inputs)
+    for place in (3, 4, 6):
+        wide = torch.empty(*inputs[place].shape[:-1], inputs[place].shape[-1] + 3)
+        wide[..., 1:-2] = inputs[place]
+        inputs[place] = wide[..., 1:-2]
+    results = run_backward(inputs, layout(1, 37, 6))
+    assert all(error(a, b) < 1e-6 for a, b in zip(results, expected, strict=True))
+
+
+def test_without_remake_there_are_8():
+    inputs = scan_inputs(2, 1, 3, 4, 16, device="cpu")
+    states = torch.zeros(2, 1, 1, 16, 4)
+    launch = layout(1, 3, 4)
+    nothing = {"launch": launch, "run": lambda *_, **__: None}
+    assert len(scan_backward(inputs[6], *inputs, states, **nothing)) == 8
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.integers(1, 2),
+    st.integers(1, 64),
+    st.integers(1, 3000),
+    st.integers(1, 2500),
+    st.integers(1, 64),
+    st.sampled_from([(132, 232448), (108, 166912), (16, 101376)]),
+)
+def test_launches_are_whole(k, b, blocks, d, n, device):
+    multiprocessors, shared = device
+    launch = backward_launch_for(k, b, blocks, d, n, multiprocessors=multiprocessors, shared=shared)
+    span, chains = launch.span // BLOCK, b * -(-d // (16 * launch.warps)) * launch.spans
+    assert span * (launch.spans - 1) < blocks <= span * launch.spans
+    assert launch.share >= span  # of two pieces of a chain, one is the first of its block of threads
+    assert launch.grid * launch.share >= chains * span > (launch.grid - 1) * launch.share
+    assert k * launch.warps * launch.resident <= max(MOST_WARPS, k)
+    assert shared_bytes(k, n, launch.warps, aside=not launch.far) <= shared
+
+
+def test_launch_for_the_large_model_fills_the_device():
+    launch = backward_launch_for(2, 16, 50, 1152, 16, **H100)
+    assert launch == BackwardLaunch(6, 3200, 1, 132, 73, 1, far=False)
+    assert backward_launch_for(2, 1, 50, 1152, 16, **H100).spans * 12 >= 120
+
+
+def variants():
+    """Macros of every kind of kernel that is compiled for a model."""
+    launch = backward_launch_for(2, 16, 50, 1152, 16, **H100)
+    for dtype in TOLERANCES:
+        for ends, carry in ((0, 0), (1, 0), (0, 1)):
+            yield macros(dtype, 2, 16, 16, launch, even=True, remake=True) | {"ENDS": ends, "CARRY": carry}
+    yield macros(torch.bfloat16, 2, 16, 16, launch, even=False, remake=False)
+    yield macros(torch.bfloat16, 1, 16, 16, launch, even=True, remake=False)
+    wide = backward_launch_for(2, 16, 50, 1152, 64, multiprocessors=16, shared=101376)
+    yield macros(torch.float32, 2, 64, 64, wide, even=True, remake=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_compiles(architecture, tmp_path, monkeypatch):
+    monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
+    for defines in variants():
+        assert nvrtc.compiled("cuda_backward.cu", tuple(defines.items()), architecture)
