@@ -1,6 +1,14 @@
 """Inputs of a scan laid out as in the model, without Triton."""
 
+import shutil
+import sys
+
+import pytest
 import torch
+
+emulated = pytest.mark.skipif(
+    shutil.which("g++") is None or sys.platform != "linux", reason="the emulation is built by g++ on Linux"
+)
 
 
 def scan_inputs(k, b, l, d, n, *, device, dtype=torch.float32, seed=0):

@@ -1,28 +1,22 @@
 """The CUDA kernel of the forward pass: emulated on the CPU, and compiled by NVRTC where that is installed."""
 
-import shutil
-import sys
-
 import cuda_cpu
 import pytest
 import torch
-from cuda_cases import error, scan_inputs
+from cuda_cases import emulated, error, scan_inputs
 
 from flexvideo.errors import BackendError
 from flexvideo.scan import nvrtc
-from flexvideo.scan.cuda_forward import BLOCK, Launch, blocks_resident, launch_for, scan_forward
+from flexvideo.scan.cuda_forward import BLOCK, Launch, blocks_resident, kept, launch_for, scan_forward
 from flexvideo.scan.reference import selective_scan
 
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
-emulated = pytest.mark.skipif(
-    shutil.which("g++") is None or sys.platform != "linux", reason="the emulation is built by g++ on Linux"
-)
 
 
 def launch(l: int, n: int, *, spans: int = 1) -> Launch:
     """One block of threads along time, or several."""
     span = -(-l // (spans * 16)) * 16
-    return Launch(-(-n // 4), -(-l // BLOCK), span, -(-l // span))
+    return Launch(-(-n // 4), span, -(-l // span))
 
 
 def run_forward(inputs, **sizes):
@@ -149,8 +143,8 @@ def test_launches_are_whole(n):
             layout = launch_for(b, l, 1152, n, 132)
             assert layout.span * (layout.spans - 1) < l <= layout.span * layout.spans
             assert layout.span % 16 == 0
-            assert layout.blocks * BLOCK >= l
-            assert layout.states >= n
+            assert kept(l, n)[0] * BLOCK >= l
+            assert kept(l, n)[1] == 4 * layout.held >= n
     assert launch_for(16, 3137, 1152, 16, 132).spans == 1
     assert launch_for(1, 3137, 1152, 16, 132).spans * 36 <= blocks_resident(2, 4) * 132
 

@@ -383,7 +383,7 @@ def test_autocast_does_not_reach_into_the_kernels():
 
 def test_available_backends_explain_themselves():
     reasons = available_backends()
-    assert list(reasons) == ["reference", "chunked", "cpu", "triton", "mamba-ssm"]
+    assert list(reasons) == ["reference", "chunked", "cpu", "cuda", "triton", "mamba-ssm"]
     assert reasons["reference"] is None
     assert reasons["chunked"] is None
     assert all(reason is None or reason.endswith(".") for reason in reasons.values())
@@ -397,9 +397,9 @@ def test_unavailable_backend_says_why(monkeypatch):
 
 def test_unknown_backend_lists_the_names():
     with pytest.raises(
-        ConfigError, match="Unknown scan backend 'cuda'; known: 'auto', 'reference', 'chunked'"
+        ConfigError, match="Unknown scan backend 'tpu'; known: 'auto', 'reference', 'chunked'"
     ):
-        selective_scan(*scan_inputs(), backend="cuda")
+        selective_scan(*scan_inputs(), backend="tpu")
 
 
 def test_cpu_refuses_float64_and_auto_takes_the_reference():

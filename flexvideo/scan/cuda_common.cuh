@@ -103,6 +103,28 @@ DEVICE float4 unpack(Quad x) {
 }
 #endif
 
+#ifdef PAIRS  // 1: two neighbouring channels are one aligned word
+// `on`: the first channel is there, `second`: the second one exists
+DEVICE Pair load_pair(const Scalar* at, bool on, bool second, Pair otherwise) {
+#if PAIRS
+    return on ? *(const Pair*)at : otherwise;
+#else
+    float2 x = unpack(otherwise);
+    return pair_of(on ? at[0] : from_float(x.x), on && second ? at[1] : from_float(x.y));
+#endif
+}
+
+DEVICE void store_pair(Scalar* at, float2 value, bool on, bool second) {
+#if PAIRS
+    const Pair packed = pack(value.x, value.y);
+    if (on) *(Pair*)at = packed;
+#else
+    if (on) at[0] = from_float(value.x);
+    if (on && second) at[1] = from_float(value.y);
+#endif
+}
+#endif
+
 // log(1 + exp(x)) to float32 accuracy also where it is tiny: log1p(e) / e is a polynomial on [0, 1]
 DEVICE float softplus(float x) {
     float e = exp2_fast(-fabsf(x) * LOG2E);

@@ -62,34 +62,14 @@ DEVICE Cursor cursor_of(const Place& at, int t, int stride, unsigned end) {
     return {(unsigned)(t * stride + at.channel) * size, (unsigned)(at.sign * LANES * stride * size), end, at.width};
 }
 
-DEVICE Pair load_pair(const Scalar* from, const Cursor& cursor, unsigned byte, bool here, Pair otherwise) {
-    const Scalar* at = (const Scalar*)((const char*)from + byte);
-#if PAIRS
-    return here ? *(const Pair*)at : otherwise;
-#else
-    float2 x = unpack(otherwise);
-    return pair_of(here ? at[0] : from_float(x.x), here && cursor.width > 1 ? at[1] : from_float(x.y));
-#endif
-}
-
-DEVICE void store_pair(Scalar* to, const Cursor& cursor, unsigned byte, float2 value) {
-    Scalar* at = (Scalar*)((char*)to + byte);
-    const bool here = byte < cursor.end;
-#if PAIRS
-    const Pair packed = pack(value.x, value.y);
-    if (here) *(Pair*)at = packed;
-#else
-    if (here) at[0] = from_float(value.x);
-    if (here && cursor.width > 1) at[1] = from_float(value.y);
-#endif
-}
+DEVICE Scalar* at_byte(const Scalar* tensor, unsigned byte) { return (Scalar*)((char*)tensor + byte); }
 
 // own steps of the tile that begins GROUPS * `ahead` groups on
 DEVICE void load_steps(Pair (&to)[GROUPS], const Scalar* from, const Cursor& cursor, int ahead, Pair otherwise) {
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
         unsigned byte = cursor.byte + (g + GROUPS * ahead) * cursor.group;
-        to[g] = load_pair(from, cursor, byte, byte < cursor.end, otherwise);
+        to[g] = load_pair(at_byte(from, byte), byte < cursor.end, cursor.width > 1, otherwise);
     }
 }
 
@@ -343,7 +323,8 @@ DEVICE void walk_tile(Walk& walk, int tile) {
 #if !ENDS
         float2 u = unpack(now[g]), other = late && DIRECTIONS == 2 ? unpack(partner[g]) : make_float2(0.0f, 0.0f);
         y = make_float2(fmaf(walk.skip.x, u.x, y.x) + other.x, fmaf(walk.skip.y, u.y, y.y) + other.y);
-        store_pair(walk.out, walk.steps, walk.steps.byte + g * walk.steps.group, late ? gated(y, gate[g]) : y);
+        unsigned byte = walk.steps.byte + g * walk.steps.group;
+        store_pair(at_byte(walk.out, byte), late ? gated(y, gate[g]) : y, byte < walk.steps.end, walk.at.width > 1);
 #endif
     }
     walk.steps.byte += GROUPS * walk.steps.group;

@@ -25,20 +25,13 @@ class Launch:
 
     Args:
         held: states of a channel a lane.
-        blocks: states kept for the backward pass, of a channel and direction.
         span: steps that a block of threads takes.
         spans: blocks of threads along time.
     """
 
     held: int
-    blocks: int
     span: int
     spans: int
-
-    @property
-    def states(self) -> int:
-        """States of a channel, with padding."""
-        return LANES * self.held
 
 
 def launch_for(b: int, l: int, d: int, n: int, multiprocessors: int) -> Launch:
@@ -51,12 +44,12 @@ def launch_for(b: int, l: int, d: int, n: int, multiprocessors: int) -> Launch:
     room = blocks_resident(2, held) * multiprocessors
     spans = 1 if 5 * programs >= 2 * room else min(room // programs, -(-l // SHORTEST))
     span = -(-l // (spans * 2 * STEPS)) * 2 * STEPS  # the directions meet between two tiles
-    return Launch(held, -(-l // BLOCK), span, -(-l // span))
+    return Launch(held, span, -(-l // span))
 
 
-def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of the device; 1 where the tests emulate it."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+def kept(l: int, n: int) -> tuple[int, int]:
+    """How many states are kept for the backward pass: along time, and of a channel, with padding."""
+    return -(-l // BLOCK), -(-n // LANES) * LANES
 
 
 def scan_forward(
@@ -77,12 +70,12 @@ def scan_forward(
     check_sizes(u, z, n)
     u, delta, A, D, delta_bias = (x.contiguous() for x in (u, delta, A, D, delta_bias))
     B, C, z = (x if x.stride(-1) == 1 else x.contiguous() for x in (B, C, z))
-    spans = launch.spans
+    spans, (blocks, padded) = launch.spans, kept(l, n)
     out = torch.empty(b, l, d, dtype=u.dtype, device=u.device)
-    carry = torch.empty(k, b, spans, launch.states, d, device=u.device)
+    carry = torch.empty(k, b, spans, padded, d, device=u.device)
     decay = torch.empty(k, b, spans, d, device=u.device)
-    states = torch.empty(k, b, launch.blocks, launch.states, d, device=u.device)
-    sizes = (l, d, launch.blocks, launch.span, z.stride(0), z.stride(1), *B.stride()[:3], *C.stride()[:3])
+    states = torch.empty(k, b, blocks, padded, d, device=u.device)
+    sizes = (l, d, blocks, launch.span, z.stride(0), z.stride(1), *B.stride()[:3], *C.stride()[:3])
     variant = {
         "DTYPE": DTYPES[u.dtype],
         "DIRECTIONS": k,

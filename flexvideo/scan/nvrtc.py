@@ -129,7 +129,8 @@ def _log(compiler: ctypes.CDLL, program: ctypes.c_void_p) -> str:
     compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
     compiler.nvrtcGetProgramLog(program, log)
-    return log.value.decode(errors="replace").strip()
+    lines = log.value.decode(errors="replace").splitlines()
+    return next((line for line in lines if "error" in line), "no message")
 
 
 @functools.cache
@@ -189,19 +190,21 @@ def _compiler() -> ctypes.CDLL:
             continue
     raise BackendError(
         f"NVRTC, the compiler for CUDA kernels, was not found (looked for {', '.join(names)}): install it "
-        "with `pip install nvidia-cuda-nvrtc`."
+        "with `pip install nvidia-cuda-nvrtc` (CUDA 12: `nvidia-cuda-nvrtc-cu12`)."
     )
 
 
 def _candidates() -> Iterator[str]:
-    major = (torch.version.cuda or "13").split(".")[0]
+    # torch's wheels bring the library of torch's own CUDA version; without CUDA any will do to compile
+    majors = [torch.version.cuda.split(".")[0]] if torch.version.cuda else ["13", "12"]
+    names = [f"libnvrtc.so.{major}" for major in majors]
     spec = importlib.util.find_spec("nvidia")
     for place in (spec.submodule_search_locations or ()) if spec else ():
-        yield from sorted(str(path) for path in Path(place).glob(f"*/lib/libnvrtc.so.{major}"))
-    yield f"libnvrtc.so.{major}"
+        for name in names:
+            yield from sorted(str(path) for path in Path(place).glob(f"*/lib/{name}"))
+    yield from names
     for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
-        if home:
-            yield str(Path(home) / "lib64" / f"libnvrtc.so.{major}")
+        yield from (f"{home}/lib64/{name}" for name in names if home)
 
 
 def _version(compiler: ctypes.CDLL) -> bytes:

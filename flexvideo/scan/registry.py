@@ -9,8 +9,8 @@ import torch
 
 from flexvideo.errors import BackendError, ConfigError
 
-BACKENDS = ("reference", "chunked", "cpu", "triton", "mamba-ssm")
-FAST = {"cuda": ("triton", "mamba-ssm"), "cpu": ("cpu",)}
+BACKENDS = ("reference", "chunked", "cpu", "cuda", "triton", "mamba-ssm")
+FAST = {"cuda": ("cuda", "triton", "mamba-ssm"), "cpu": ("cpu",)}
 _loaded: dict[str, ModuleType] = {}
 
 

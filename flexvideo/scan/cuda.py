@@ -1,0 +1,98 @@
+"""The scan on NVIDIA GPUs by kernels in CUDA C, compiled by NVRTC at first use: neither a toolkit nor Triton.
+
+`cuda_forward.*`, `cuda_chain.cu` and `cuda_backward.*` hold the scan, `cuda_conv.*` the convolution,
+`cuda_common.cuh` what they share, `nvrtc.py` compiles and starts them. Float64 is left to the reference. The
+Triton kernels do the same more slowly.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from flexvideo.errors import BackendError
+from flexvideo.scan import nvrtc
+from flexvideo.scan.cuda_backward import backward_launch_for, scan_backward
+from flexvideo.scan.cuda_conv import conv_backward, conv_forward
+from flexvideo.scan.cuda_forward import DTYPES, kept, launch_for, scan_forward
+from flexvideo.scan.mixing import fused
+from flexvideo.scan.ops import Kernels, operators
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Output and the states kept for the backward pass."""
+    (_, b, l, d), device = u.shape, torch.cuda.get_device_properties(u.device)
+    launch = launch_for(b, l, d, A.shape[-1], device.multi_processor_count)
+    out, states = scan_forward(*alike(u, delta, A, B, C, D, z, delta_bias), launch=launch)
+    return out.to(u.dtype), [states]
+
+
+def backward(
+    grad: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    saved: list[Tensor],
+    *,
+    remake: bool = False,
+) -> tuple[Tensor, ...]:
+    """The 8 gradients, and with `remake` the output."""
+    (k, b, _, d), device, states = u.shape, torch.cuda.get_device_properties(u.device), saved[0]
+    launch = backward_launch_for(
+        k,
+        b,
+        states.shape[2],
+        d,
+        A.shape[-1],
+        multiprocessors=device.multi_processor_count,
+        shared=device.shared_memory_per_multiprocessor - 1024,  # a block may have all but what CUDA takes
+    )
+    inputs = alike(u, delta, A, B, C, D, z, delta_bias)
+    return scan_backward(grad.to(inputs[0].dtype), *inputs, states, launch=launch, remake=remake)
+
+
+def alike(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> Inputs:
+    """What runs along the sequence in one dtype, the widest of them, and the rest in float32.
+
+    Raises:
+        BackendError: a dtype that the kernels do not have.
+    """
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in (u, delta, B, C, z)))
+    if dtype not in DTYPES:
+        raise BackendError(
+            f"The scan backend 'cuda' works in float32, float16 and bfloat16, got {dtype}: use 'reference' "
+            "or 'chunked'."
+        )
+    u, delta, B, C, z = (x.to(dtype) for x in (u, delta, B, C, z))
+    return u, delta, A.float(), B, C, D.float(), z, delta_bias.float()
+
+
+def saved(u: Tensor, A: Tensor) -> list[Tensor]:
+    """Empty tensors like those that `scan` keeps."""
+    k, b, l, d = u.shape
+    return [A.new_empty(k, b, *kept(l, A.shape[-1]), d, dtype=torch.float32)]
+
+
+def unavailable() -> str | None:
+    """Why the kernels cannot run here."""
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return "it needs a CUDA device."
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or newer."
+    return nvrtc.unavailable()
+
+
+KERNELS = Kernels(scan, backward, saved, conv_forward, conv_backward)
+selective_scan, causal_conv = operators("cuda")
+FUSED = fused("cuda")

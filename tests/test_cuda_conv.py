@@ -1,0 +1,39 @@
+"""The CUDA kernels of the convolution: emulated on the CPU, and compiled by NVRTC where that is installed."""
+
+import cuda_cpu
+import pytest
+import torch
+from cuda_cases import emulated, error
+
+from flexvideo.scan import nvrtc
+from flexvideo.scan.cuda_conv import LONG, ROWS, conv_backward, conv_forward
+from flexvideo.scan.reference import causal_conv
+
+
+@emulated
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("k", "b", "l", "d", "taps"), [(2, 2, 37, 20, 4), (1, 1, 1, 3, 3), (2, 1, 130, 5, 2), (2, 2, 129, 8, 4)]
+)
+def test_agrees_with_the_reference(k, b, l, d, taps, dtype):
+    torch.manual_seed(0)
+    inputs = [torch.randn(b, l, 2 * d)[..., :d].to(dtype), torch.randn(k, d, taps), torch.randn(k, d)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    truth, out = causal_conv(*exact), conv_forward(*inputs, run=cuda_cpu.run)
+    grad = torch.randn(truth.shape).to(dtype)
+    expected = torch.autograd.grad(truth, exact, grad.double())
+    bound = 1e-6 if dtype == torch.float32 else 4e-3
+    assert error(out, truth) < bound
+    for i, gradient in enumerate(conv_backward(grad, *inputs, run=cuda_cpu.run)):
+        assert error(gradient, expected[i]) < bound, i
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_compiles(architecture, tmp_path, monkeypatch):
+    monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
+    for dtype in range(3):
+        for rows in (ROWS, LONG):
+            defines = {"DTYPE": dtype, "DIRECTIONS": 2, "TAPS": 4, "ROWS": rows, "PAIRS": 1}
+            assert nvrtc.compiled("cuda_conv.cu", tuple(defines.items()), architecture)
