@@ -191,11 +191,12 @@ def test_the_sentence_says_what_the_numbers_say(measured, better):
         hits = ("1" if (result.name == "static tokens") == better else "0") * 18
         return replace(result, cells=tuple(replace(cell, hits=hits) for cell in result.cells))
 
-    side, to = ("above", "+100.0 to +100.0") if better else ("below", "-100.0 to -100.0")
-    told = f"100.0 points {side} (95 %: {to})"
+    sign, side = ("+", "above") if better else ("-", "below")
+    told, interval = f"100.0 points {side}", f"[{sign}100.0, {sign}100.0]"
     assert finding(list(map(rigged, measured))) == (
-        f"At vanilla's own 8 x 48 px, static tokens is {told} vanilla; over the other 3 sizes it is on "
-        f"average {told} vanilla with its tables resized, and {told} vanilla with the clip resized."
+        f"At vanilla's own 8 x 48 px, static tokens is {told} vanilla {interval}; over the other 3 sizes it "
+        f"is on average {told} vanilla with its tables resized {interval}, and {told} vanilla with the clip "
+        f"resized {interval} (in brackets 95 % intervals)."
     )
 
 

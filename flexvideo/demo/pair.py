@@ -102,9 +102,9 @@ def finding(results: Sequence[Result]) -> str:
         for vanilla, rows in ((RESIZED_CLIP, [own]), (RESIZED_TABLES, others), (RESIZED_CLIP, others))
     )
     return (
-        f"At vanilla's own {OWN.frames} x {OWN.size} px, static tokens is {_told(at_own)} vanilla; over the "
-        f"other {len(others)} sizes it is on average {_told(tables)} vanilla with its tables resized, and "
-        f"{_told(clip)} vanilla with the clip resized."
+        f"At vanilla's own {OWN.frames} x {OWN.size} px, static tokens is {_told(at_own, 'vanilla')}; over "
+        f"the other {len(others)} sizes it is on average {_told(tables, 'vanilla with its tables resized')}, "
+        f"and {_told(clip, 'vanilla with the clip resized')} (in brackets 95 % intervals)."
     )
 
 
@@ -112,13 +112,13 @@ def _hits(result: Result) -> Float[Tensor, "cells n"]:
     return torch.tensor([[hit == "1" for hit in found.hits] for found in result.cells]).double()
 
 
-def _told(points: Estimate) -> str:
+def _told(difference: Estimate, what: str) -> str:
     """A difference in words.
 
     Example:
-        >>> _told(Estimate(-0.021, -0.05, 0.01))
-        '2.1 points below (95 %: -5.0 to +1.0)'
+        >>> _told(Estimate(-0.021, -0.05, 0.01), "vanilla")
+        '2.1 points below vanilla [-5.0, +1.0]'
     """
-    side = "above" if points.value >= 0 else "below"
-    interval = f"95 %: {100 * points.low:+.1f} to {100 * points.high:+.1f}"
-    return f"{100 * abs(points.value):.1f} points {side} ({interval})"
+    side = "above" if difference.value >= 0 else "below"
+    interval = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"{100 * abs(difference.value):.1f} points {side} {what} {interval}"
