@@ -60,7 +60,8 @@ static __device__ __forceinline__ void await(const unsigned* flag) {
 #define ROW (PADDED / 2)   // float4 of B and C at one step, or of gradients of one of them at two steps
 #define QUADS (HELD / 2)   // float4 of the states of a lane
 #define SLOT (QUADS * WARP)  // float4 put aside for a tile: states of a warp, later two halves of sums
-#define HAND 72  // float4 that the lanes of a warp hand to each other
+#define HAND (3 * WARP)  // float4 that the lanes of a warp hand to each other
+#define SPACE (HAND + (FAR || ENDS ? 0 : TILES * SLOT))  // float4 of a warp
 #define CHANNELS (16 * WARPS)
 #define GROUP (WARPS * WARP)  // threads of a direction
 #define THREADS (DIRECTIONS * GROUP)
@@ -97,8 +98,8 @@ struct Outputs {
 struct Place {
     int lane, warp, k, own, d, b;
     bool on, second;
-    float4 *aside, *hand;  // of the warp
-    float* rows;           // B and C of the block of 64 steps
+    int mine, ours, row;  // in shared memory: of the lane, the first lane of its channels, its states in a row of B and C
+    float4* aside;        // of the warp
 };
 
 // A lane's own step of a tile: its time, and where it is in tensors like u, grad, z; `far` and `far_z` to the next tile.
@@ -188,28 +189,42 @@ DEVICE float2 load_two(const float* from, const Place& me) {
 
 DEVICE int pair_of_lane(const Place& me) { return me.lane / 16 * 4 + me.lane % 4; }
 
-// What lanes of a pair of channels hand to each other: dt and dt u of each step, its gradient of y, bias and skip; and
-// what a lane hands to itself, sigmoid(z).
-DEVICE float4& steps_of(const Place& me, int p) { return me.hand[p * 8 + pair_of_lane(me)]; }
-DEVICE float2& grads_of(const Place& me, int p) { return ((float2*)(me.hand + 32))[p * 8 + pair_of_lane(me)]; }
-DEVICE float4& constants_of(const Place& me) { return me.hand[48 + pair_of_lane(me)]; }
-DEVICE float2& open_of(const Place& me) { return ((float2*)(me.hand + 56))[me.lane]; }
+// What lanes hand to each other: dt and dt u of their own steps; and in one, the gradient of y for others, sigmoid(z) and
+// then bias and skip for themselves.
+DEVICE float4& steps_of(const Place& me, int p) {
+    DYNAMIC_SHARED(shared);
+    return shared[me.ours + STEPS * p];
+}
+DEVICE float2& grads_of(const Place& me, int p) { return *(float2*)(&steps_of(me, p) + WARP); }
+DEVICE float4& own_step(const Place& me) {
+    DYNAMIC_SHARED(shared);
+    return shared[me.mine];
+}
+DEVICE float4& own_grad(const Place& me) { return (&own_step(me))[WARP]; }
+DEVICE float4& constants_of(const Place& me) { return (&own_step(me))[2 * WARP]; }
+
+// The lane's states of B at a step of the block of 64 steps; those of C are PADDED further.
+DEVICE const float* row_of(const Place& me, int step) {
+    DYNAMIC_SHARED(shared);
+    return (const float*)shared + me.row + step * 2 * PADDED;
+}
 
 DEVICE void hand_over(const Place& me, const Own& x) {
     float2 u = unpack(x.u), delta = unpack(x.delta);
     float4 bias = constants_of(me);
     float2 dt = make_float2(softplus(delta.x + bias.x), softplus(delta.y + bias.y));
-    steps_of(me, me.own) = make_float4(dt.x, dt.y, dt.x * u.x, dt.y * u.y);
+    own_step(me) = make_float4(dt.x, dt.y, dt.x * u.x, dt.y * u.y);
 }
 
 DEVICE void hand_grad_over(const Place& me, const Own& x) {
     float2 grad = unpack(x.grad), z = unpack(x.z), open = make_float2(sigmoid(z.x), sigmoid(z.y));
-    open_of(me) = open;
-    grads_of(me, me.own) = make_float2(grad.x * z.x * open.x, grad.y * z.y * open.y);
+    own_grad(me) = make_float4(grad.x * z.x * open.x, grad.y * z.y * open.y, open.x, open.y);
 }
 
 // B and C of 64 steps as float32.
 DEVICE void fill_rows(const Inputs& in, const Place& me, int s) {
+    DYNAMIC_SHARED(shared);
+    float* rows = (float*)shared + me.k * KEPT * 2 * PADDED;
 #pragma unroll
     for (int column = me.lane; column < 2 * PADDED; column += WARP) {
         int n = column % PADDED;
@@ -219,7 +234,7 @@ DEVICE void fill_rows(const Inputs& in, const Place& me, int s) {
         for (int row = me.warp; row < KEPT; row += WARPS) {
             int t = me.k == 0 ? s + row : in.rows - 1 - s - row;
             bool here = n < STATES && (unsigned)t < (unsigned)in.L;
-            me.rows[row * 2 * PADDED + column] = here ? to_float(from[t * length + n]) : 0.0f;
+            rows[row * 2 * PADDED + column] = here ? to_float(from[t * length + n]) : 0.0f;
         }
     }
 }
@@ -245,7 +260,7 @@ DEVICE void step(const Place& me, int tile, int p, const float (&a)[2][HELD], co
                  float (&decay)[2][HELD], float (&next)[2][HELD]) {
     float4 x = steps_of(me, p);
     float b[HELD];
-    load_states(b, me.rows + (tile * STEPS + p) * 2 * PADDED + me.own * HELD);
+    load_states(b, row_of(me, tile * STEPS + p));
 #pragma unroll
     for (int i = 0; i < HELD; i++) {
         decay[0][i] = exp2_fast(x.x * a[0][i]);
@@ -335,7 +350,7 @@ DEVICE Two fold_two(const Two& low, const Two& high, int bit, const Place& me) {
 DEVICE Two step_out(const Place& me, int tile, int p, const float (&after)[2][HELD], Sums& sums) {
     float2 gy = grads_of(me, p);
     float cs[HELD];
-    load_states(cs, me.rows + (tile * STEPS + p) * 2 * PADDED + PADDED + me.own * HELD);
+    load_states(cs, row_of(me, tile * STEPS + p) + PADDED);
     Two y = {};
 #pragma unroll
     for (int i = 0; i < HELD; i++) {
@@ -351,7 +366,7 @@ DEVICE void step_back(const Place& me, int tile, int p, Walk& w, const float (&b
                       const float (&decay)[2][HELD], Sums& sums, Two& through_b, Two& through_a) {
     float4 x = steps_of(me, p);
     float2 gy2 = grads_of(me, p);
-    const float* row = me.rows + (tile * STEPS + p) * 2 * PADDED + me.own * HELD;
+    const float* row = row_of(me, tile * STEPS + p);
     const float dt[2] = {x.x, x.y}, gy[2] = {gy2.x, gy2.y};
     float b[HELD], cs[HELD], g[2][HELD];
     load_states(b, row);
@@ -375,13 +390,12 @@ DEVICE void step_back(const Place& me, int tile, int p, Walk& w, const float (&b
 DEVICE void finish(const Inputs& in, const Outputs& to, const Place& me, Walk& w, const Cursor& cursor, const Own& x,
                     const Two& sum_y, const Two& through_b, const Two& through_a, Pair partner, bool second_visit) {
     float2 u2 = unpack(x.u), delta2 = unpack(x.delta), grad2 = unpack(x.grad), z2 = unpack(x.z);
-    float2 other2 = unpack(partner), gy2 = grads_of(me, me.own);
-    float2 open2 = open_of(me);
-    float4 constants = constants_of(me), dt4 = steps_of(me, me.own);
+    float2 other2 = unpack(partner);
+    float4 constants = constants_of(me), dt4 = own_step(me), gy4 = own_grad(me);
     const float u[2] = {u2.x, u2.y}, delta[2] = {delta2.x, delta2.y}, grad[2] = {grad2.x, grad2.y};
     const float z[2] = {z2.x, z2.y}, bias[2] = {constants.x, constants.y}, skip[2] = {constants.z, constants.w};
-    const float dt[2] = {dt4.x, dt4.y}, gy[2] = {gy2.x, gy2.y}, other[2] = {other2.x, other2.y};
-    const float open[2] = {open2.x, open2.y};
+    const float dt[2] = {dt4.x, dt4.y}, gy[2] = {gy4.x, gy4.y}, other[2] = {other2.x, other2.y};
+    const float open[2] = {gy4.z, gy4.w};
     float du[2], ddelta[2], dz[2], out[2];
 #pragma unroll
     for (int c = 0; c < 2; c++) {
@@ -446,14 +460,14 @@ DEVICE void tile_back(const Inputs& in, const Outputs& to, const Place& me, Walk
 // Add the sums of the warps of the direction, in their order.
 DEVICE void store_sums(const Inputs& in, const Outputs& to, const Place& me, int part, int s) {
     Long row = (((Long)part * DIRECTIONS + me.k) * in.samples + me.b) * in.rows + s;
-    const float4* first = me.aside - me.warp * TILES * SLOT;
+    const float4* first = me.aside - me.warp * (FAR ? TILES * SLOT : SPACE);
 #pragma unroll 1
     for (int e = me.warp * WARP + me.lane; e < KEPT * ROW; e += GROUP) {
         const float4* from = first + e / (STEPS * ROW) * SLOT + e % (STEPS * ROW);
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
         for (int i = 0; i < 2 * WARPS; i++) {
-            float4 x = from[i / 2 * TILES * SLOT + i % 2 * STEPS * ROW];
+            float4 x = from[i / 2 * (FAR ? TILES * SLOT : SPACE) + i % 2 * STEPS * ROW];
             sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
         }
         ((float4*)to.dbc)[row * ROW + e] = sum;
@@ -464,14 +478,14 @@ DEVICE void store_sums(const Inputs& in, const Outputs& to, const Place& me, int
 DEVICE void tile_ends(const Place& me, Walk& w, const Own& x, int tile) {
     hand_over(me, x);
     hand_grad_over(me, x);
-    w.total[0] += steps_of(me, me.own).x, w.total[1] += steps_of(me, me.own).y;
+    w.total[0] += own_step(me).x, w.total[1] += own_step(me).y;
     __syncwarp();
 #pragma unroll
     for (int p = STEPS - 1; p >= 0; p--) {
         float4 y = steps_of(me, p);
         float2 gy = grads_of(me, p);
         float cs[HELD];
-        load_states(cs, me.rows + (tile * STEPS + p) * 2 * PADDED + PADDED + me.own * HELD);
+        load_states(cs, row_of(me, tile * STEPS + p) + PADDED);
 #pragma unroll
         for (int i = 0; i < HELD; i++) {
             w.back[0][i] = exp2_fast(y.x * w.a[0][i]) * fmaf(gy.x, cs[i], w.back[0][i]);
@@ -571,11 +585,9 @@ DEVICE void piece(const Inputs& in, const Outputs& to, Place me, int chain, int 
     me.d = part * CHANNELS + me.warp * 16 + pair_of_lane(me) * 2;
     me.on = me.d < in.D, me.second = me.d + 1 < in.D;
     Long chain_row = ((Long)me.b * spans + c) * DIRECTIONS + me.k, carry_row = ((Long)me.k * in.samples + me.b) * spans + index;
-    if (me.own == 0) {
-        float2 bias = load_two(in.bias + (Long)me.k * in.D + me.d, me);
-        float2 skip = load_two(in.skip + (Long)me.k * in.D + me.d, me);
-        constants_of(me) = make_float4(bias.x, bias.y, skip.x, skip.y);
-    }
+    float2 bias = load_two(in.bias + (Long)me.k * in.D + me.d, me);
+    float2 skip = load_two(in.skip + (Long)me.k * in.D + me.d, me);
+    constants_of(me) = make_float4(bias.x, bias.y, skip.x, skip.y);
     Walk w = begin_walk(in, to, me, chain_row, carry_row, begin > 0);
     int first = c * span, length = min(span, (int)in.rows - first);
     if (me.k == 1) first = (int)in.rows - first - length;
@@ -609,13 +621,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) scan_backward(
     forget(lane);
     Place me;
     me.lane = lane, me.own = lane / 4 % 4, me.warp = any % WARPS, me.k = any / WARPS;
-    me.rows = (float*)shared + me.k * KEPT * 2 * PADDED;
-    float4* rest = shared + DIRECTIONS * KEPT * ROW;
-    me.hand = rest + any * HAND;
+    me.mine = DIRECTIONS * KEPT * ROW + any * SPACE + lane, me.ours = me.mine - me.own * STEPS;
+    me.row = me.k * KEPT * 2 * PADDED + me.own * HELD;
+    forget(me.mine), forget(me.ours), forget(me.row);
 #if FAR
     me.aside = far + ((Long)blockIdx.x * DIRECTIONS * WARPS + any) * TILES * SLOT;
 #else
-    me.aside = rest + DIRECTIONS * WARPS * HAND + any * TILES * SLOT;
+    me.aside = shared + (me.mine - lane + HAND);
 #endif
     int parts = (int)((D + CHANNELS - 1) / CHANNELS), whole = (int)(span / KEPT);
     int all = (int)(parts * spans * samples) * whole;

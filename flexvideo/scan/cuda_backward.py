@@ -46,7 +46,7 @@ def held(n: int) -> int:
 def shared_bytes(k: int, n: int, warps: int, *, aside: bool) -> int:
     """Of a block of threads: B and C of 64 steps; for each warp the inputs of a tile, and states of tiles."""
     padded = 4 * held(n)
-    return 4 * (k * BLOCK * 2 * padded + k * warps * (288 + aside * TILES * WARP_CHANNELS * padded))
+    return 4 * (k * BLOCK * 2 * padded + k * warps * (3 * 128 + aside * TILES * WARP_CHANNELS * padded))
 
 
 def backward_launch_for(
