@@ -44,12 +44,14 @@ from flexvideo.train.interrupt import stopped_by_signals
 from flexvideo.train.log import Report
 
 DEMO = """\
-Show one set of weights at many sizes: what a forward pass of every geometry costs, under every policy, on a
-video that is rendered or yours; and how well two small models that come with the package do over frame counts
-and frame sizes, one trained at a single size and one flexibly (static tokens). No network is needed.
+Show one set of weights at many sizes: what a forward pass of every geometry
+costs, under every policy, on a video that is rendered or yours; and how well two
+small models that come with the package do over frame counts and frame sizes, one
+trained at a single size and one flexibly (static tokens). No network is needed.
 
-With --checkpoint the costs are those of your model, with how close its features stay to the one at its own
-size. --train trains the two small models anew, which takes some minutes, and shows them."""
+With --checkpoint the costs are those of your model, with how close its features
+stay to the one at its own size. --train trains the two small models anew, which
+takes some minutes, and shows them."""
 
 TINY = "VideoMamba-tiny, random weights"
 
@@ -157,6 +159,7 @@ def _show_accuracy(files: Mapping[str, Path], out: Path) -> None:
 
 
 def _train(out: Path) -> dict[str, Path] | None:
+    say("drawing clips to learn from")
     with progress("clips drawn") as bar:
         clips = draw_clips("train", QUICK.clips, progress=bar)
     with stopped_by_signals() as stop:
