@@ -337,58 +337,55 @@ DEVICE void keep_sums(const Place& me, int tile, const Sums& db, const Sums& dc)
     }
 }
 
-// Sums over the lane's states, of its two channels.
-struct Two {
-    float of[2];
+// Sums over the lane's states, of its two channels: y, g B and A q.
+struct Parts {
+    float y[2], through_b[2], through_a[2];
 };
 
-DEVICE Two fold_two(const Two& low, const Two& high, int bit, const Place& me) {
-    return {fold(low.of[0], high.of[0], bit, me), fold(low.of[1], high.of[1], bit, me)};
-}
-
-// The part of y, and of the gradient of C, that comes of the states after step p.
-DEVICE Two step_out(const Place& me, int tile, int p, const float (&after)[2][HELD], Sums& sums) {
-    float2 gy = grads_of(me, p);
-    float cs[HELD];
-    load_states(cs, row_of(me, tile * STEPS + p) + PADDED);
-    Two y = {};
+DEVICE Parts fold_parts(const Parts& low, const Parts& high, int bit, const Place& me) {
+    Parts x;
 #pragma unroll
-    for (int i = 0; i < HELD; i++) {
-        y.of[0] = fmaf(cs[i], after[0][i], y.of[0]);
-        y.of[1] = fmaf(cs[i], after[1][i], y.of[1]);
+    for (int c = 0; c < 2; c++) {
+        x.y[c] = fold(low.y[c], high.y[c], bit, me);
+        x.through_b[c] = fold(low.through_b[c], high.through_b[c], bit, me);
+        x.through_a[c] = fold(low.through_a[c], high.through_a[c], bit, me);
     }
-    over_channels(me, p, sums, gy.x, gy.y, after);
-    return y;
+    return x;
 }
 
-// One step back: sums of g B and of A q.
-DEVICE void step_back(const Place& me, int tile, int p, Walk& w, const float (&before)[2][HELD],
-                      const float (&decay)[2][HELD], Sums& sums, Two& through_b, Two& through_a) {
+// One step back, between the states before and after it.
+DEVICE Parts step_back(const Place& me, int tile, int p, Walk& w, const float (&before)[2][HELD],
+                       const float (&after)[2][HELD], const float (&decay)[2][HELD], Sums& db, Sums& dc) {
     float4 x = steps_of(me, p);
     float2 gy2 = grads_of(me, p);
-    const float* row = row_of(me, tile * STEPS + p);
     const float dt[2] = {x.x, x.y}, gy[2] = {gy2.x, gy2.y};
     float b[HELD], cs[HELD], g[2][HELD];
-    load_states(b, row);
-    load_states(cs, row + PADDED);
-    through_a = through_b = {};
+    load_states(b, row_of(me, tile * STEPS + p));
+    load_states(cs, row_of(me, tile * STEPS + p) + PADDED);
+    Parts parts = {};
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) parts.y[c] = fmaf(cs[i], after[c][i], parts.y[c]);
+    over_channels(me, p, dc, gy[0], gy[1], after);
 #pragma unroll
     for (int i = 0; i < HELD; i++)
 #pragma unroll
         for (int c = 0; c < 2; c++) {
             g[c][i] = fmaf(gy[c], cs[i], w.back[c][i]);
-            through_b.of[c] = fmaf(g[c][i], b[i], through_b.of[c]);
+            parts.through_b[c] = fmaf(g[c][i], b[i], parts.through_b[c]);
             w.back[c][i] = decay[c][i] * g[c][i];
             float left = w.back[c][i] * before[c][i];
-            through_a.of[c] = fmaf(w.a[c][i], left, through_a.of[c]);
+            parts.through_a[c] = fmaf(w.a[c][i], left, parts.through_a[c]);
             w.da[c][i] = fmaf(dt[c], left, w.da[c][i]);
         }
-    over_channels(me, p, sums, x.z, x.w, g);
+    over_channels(me, p, db, x.z, x.w, g);
+    return parts;
 }
 
 // Gradients at the lane's own step, from the sums over all states.
 DEVICE void finish(const Inputs& in, const Outputs& to, const Place& me, Walk& w, const Cursor& cursor, const Own& x,
-                    const Two& sum_y, const Two& through_b, const Two& through_a, Pair partner, bool second_visit) {
+                    const Parts& sum, Pair partner, bool second_visit) {
     float2 u2 = unpack(x.u), delta2 = unpack(x.delta), grad2 = unpack(x.grad), z2 = unpack(x.z);
     float2 other2 = unpack(partner);
     float4 constants = constants_of(me), dt4 = own_step(me), gy4 = own_grad(me);
@@ -399,11 +396,11 @@ DEVICE void finish(const Inputs& in, const Outputs& to, const Place& me, Walk& w
     float du[2], ddelta[2], dz[2], out[2];
 #pragma unroll
     for (int c = 0; c < 2; c++) {
-        du[c] = fmaf(through_b.of[c], dt[c], skip[c] * gy[c]);
-        ddelta[c] = fmaf(through_a.of[c], LN2, through_b.of[c] * u[c]) * sigmoid(delta[c] + bias[c]);
+        du[c] = fmaf(sum.through_b[c], dt[c], skip[c] * gy[c]);
+        ddelta[c] = fmaf(sum.through_a[c], LN2, sum.through_b[c] * u[c]) * sigmoid(delta[c] + bias[c]);
         w.dskip[c] = fmaf(gy[c], u[c], w.dskip[c]);
         w.dbias[c] += ddelta[c];
-        float y = fmaf(skip[c], u[c], sum_y.of[c]) + other[c];
+        float y = fmaf(skip[c], u[c], sum.y[c]) + other[c];
         out[c] = y * z[c] * open[c];
         dz[c] = second_visit ? grad[c] * y * open[c] * fmaf(z[c], 1.0f - open[c], 1.0f) : y;
     }
@@ -430,30 +427,21 @@ DEVICE void tile_back(const Inputs& in, const Outputs& to, const Place& me, Walk
     Sums db = {}, dc = {};
     take_back(me, tile, h[0]);
     __syncwarp();
-    Two y[STEPS], through_b[STEPS], through_a[STEPS];
 #pragma unroll
-    for (int p = 0; p < STEPS; p++) {
-        step(me, tile, p, w.a, h[p], decay[p], h[p + 1]);
-        y[p] = step_out(me, tile, p, h[p + 1], dc);
-        if (p % 2 == 1) y[p / 2 * 2] = fold_two(y[p - 1], y[p], 4, me);
-    }
-    y[0] = fold_two(y[0], y[2], 8, me);
-    __syncwarp();
+    for (int p = 0; p < STEPS; p++) step(me, tile, p, w.a, h[p], decay[p], h[p + 1]);
+    __syncwarp();  // so that the compiler reads B again, of which it has too many in registers
+    Parts parts[STEPS];
 #pragma unroll
     for (int p = STEPS - 1; p >= 0; p--) {
-        step_back(me, tile, p, w, h[p], decay[p], db, through_b[p], through_a[p]);
-        if (p % 2 == 1) continue;
-        through_b[p] = fold_two(through_b[p], through_b[p + 1], 4, me);
-        through_a[p] = fold_two(through_a[p], through_a[p + 1], 4, me);
+        parts[p] = step_back(me, tile, p, w, h[p], h[p + 1], decay[p], db, dc);
+        if (p % 2 == 0) parts[p] = fold_parts(parts[p], parts[p + 1], 4, me);
     }
-    through_b[0] = fold_two(through_b[0], through_b[2], 8, me);
-    through_a[0] = fold_two(through_a[0], through_a[2], 8, me);
     keep_sums(me, tile, db, dc);
     Own now = x;
     Cursor here = cursor;
     move(cursor, -1);
     if (more) x = load_own(in, me, cursor, true);
-    finish(in, to, me, w, here, now, y[0], through_b[0], through_a[0], partner, second_visit);
+    finish(in, to, me, w, here, now, fold_parts(parts[0], parts[2], 8, me), partner, second_visit);
     __syncwarp();
 }
 
