@@ -160,6 +160,7 @@ static inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); re
 static inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
 static inline float select(int yes, float a, float b) { return yes ? a : b; }
 static inline float exp2_fast(float x) { return exp2f(x); }
+static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float reciprocal(float x) { return 1.0f / x; }
 static inline float half_to_float(unsigned short x) { _Float16 y; memcpy(&y, &x, 2); return (float)y; }
 static inline unsigned half_bits(float x) { _Float16 y = (_Float16)x; unsigned short z; memcpy(&z, &y, 2); return z; }
