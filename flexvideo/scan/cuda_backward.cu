@@ -65,6 +65,7 @@ static __device__ __forceinline__ void await(const unsigned* flag) {
 #define CHANNELS (16 * WARPS)
 #define GROUP (WARPS * WARP)  // threads of a direction
 #define THREADS (DIRECTIONS * GROUP)
+#define SHARE ((KEPT + WARPS - 1) / WARPS)  // rows of B and C of a block of 64 steps that a warp fetches
 
 typedef long long Long;
 
@@ -221,7 +222,7 @@ DEVICE void hand_grad_over(const Place& me, const Own& x) {
     own_grad(me) = make_float4(grad.x * z.x * open.x, grad.y * z.y * open.y, open.x, open.y);
 }
 
-// B and C of 64 steps as float32.
+// B and C of 64 steps as float32; all loads are on their way before the first is waited for.
 DEVICE void fill_rows(const Inputs& in, const Place& me, int s) {
     DYNAMIC_SHARED(shared);
     float* rows = (float*)shared + me.k * KEPT * 2 * PADDED;
@@ -230,11 +231,16 @@ DEVICE void fill_rows(const Inputs& in, const Place& me, int s) {
         int n = column % PADDED;
         const Scalar* from = column < PADDED ? in.B + me.k * in.b_k + me.b * in.b_b : in.C + me.k * in.c_k + me.b * in.c_b;
         Long length = column < PADDED ? in.b_l : in.c_l;
-#pragma unroll 4
-        for (int row = me.warp; row < KEPT; row += WARPS) {
-            int t = me.k == 0 ? s + row : in.rows - 1 - s - row;
-            bool here = n < STATES && (unsigned)t < (unsigned)in.L;
-            rows[row * 2 * PADDED + column] = here ? to_float(from[t * length + n]) : 0.0f;
+        Scalar x[SHARE];
+#pragma unroll
+        for (int i = 0; i < SHARE; i++) {
+            int row = me.warp + i * WARPS, t = me.k == 0 ? s + row : in.rows - 1 - s - row;
+            x[i] = row < KEPT && n < STATES && (unsigned)t < (unsigned)in.L ? from[t * length + n] : Scalar();
+        }
+#pragma unroll
+        for (int i = 0; i < SHARE; i++) {
+            int row = me.warp + i * WARPS;
+            if (row < KEPT) rows[row * 2 * PADDED + column] = to_float(x[i]);
         }
     }
 }
@@ -270,7 +276,7 @@ DEVICE void step(const Place& me, int tile, int p, const float (&a)[2][HELD], co
     }
 }
 
-// The states before each tile of the 64 steps from s, first to last, from the state kept by the forward pass.
+// The states before each tile of the 64 steps from s, first to last, and B and C; from the state kept by the forward pass.
 DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Cursor cursor, int s, int first,
                         int last) {
     Own next = load_own(in, me, cursor, false);
@@ -282,6 +288,8 @@ DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Cursor
         float2 x = me.own * HELD + i < STATES ? load_two(kept + (Long)i * in.D, me) : make_float2(0.0f, 0.0f);
         h[0][i] = x.x, h[1][i] = x.y;
     }
+    fill_rows(in, me, s);
+    wait_for_group(me);
 #pragma unroll 1
     for (int tile = first; tile < last; tile++) {
         put_aside(me, tile, h);
@@ -431,16 +439,18 @@ DEVICE void tile_back(const Inputs& in, const Outputs& to, const Place& me, Walk
     for (int p = 0; p < STEPS; p++) step(me, tile, p, w.a, h[p], decay[p], h[p + 1]);
     __syncwarp();  // so that the compiler reads B again, of which it has too many in registers
     Parts parts[STEPS];
+    Own now = x;
+    Cursor here = cursor;
 #pragma unroll
     for (int p = STEPS - 1; p >= 0; p--) {
+        if (p == STEPS / 2 - 1) {
+            move(cursor, -1);
+            if (more) x = load_own(in, me, cursor, true);
+        }
         parts[p] = step_back(me, tile, p, w, h[p], h[p + 1], decay[p], db, dc);
         if (p % 2 == 0) parts[p] = fold_parts(parts[p], parts[p + 1], 4, me);
     }
     keep_sums(me, tile, db, dc);
-    Own now = x;
-    Cursor here = cursor;
-    move(cursor, -1);
-    if (more) x = load_own(in, me, cursor, true);
     finish(in, to, me, w, here, now, fold_parts(parts[0], parts[2], 8, me), partner, second_visit);
     __syncwarp();
 }
@@ -546,7 +556,10 @@ DEVICE void block_back(const Inputs& in, const Outputs& to, const Place& me, Wal
     int last = me.k == 0 ? min(TILES, (in.L - s + STEPS - 1) / STEPS) - 1 : TILES - 1;
     Cursor cursor = cursor_at(in, me, s);
     move(cursor, first);
-#if !ENDS
+#if ENDS
+    fill_rows(in, me, s);
+    wait_for_group(me);
+#else
     find_states(in, me, w, cursor, s, first, last);
 #endif
     move(cursor, last - first);
@@ -581,8 +594,6 @@ DEVICE void piece(const Inputs& in, const Outputs& to, Place me, int chain, int 
     if (me.k == 1) first = (int)in.rows - first - length;
     for (int at = begin; at < min(end, length / KEPT); at++) {
         int block = length / KEPT - 1 - at, s = first + block * KEPT;
-        fill_rows(in, me, s);
-        wait_for_group(me);
         block_back(in, to, me, w, s, block * TILES, length / STEPS / 2);
         wait_for_group(me);
 #if !ENDS
