@@ -126,6 +126,13 @@ def test_without_a_gradient_of_some_weights():
     assert error(model.layers[1].mixer.D_b.grad, expected.layers[1].mixer.D_b.grad) < 1e-4
 
 
+def test_shapes_and_flops_of_a_model_on_no_device():
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = fv.VideoMamba(img_size=32, depth=2, embed_dim=16, num_frames=2, scan_backend="chunked").eval()
+        assert model(torch.empty(2, 3, 2, 32, 32)).shape == (2, 1000)
+    assert counter.get_total_flops() > 0
+
+
 def test_weights_that_change_are_seen():
     model, x = fused(), clip()
     first = model(x)

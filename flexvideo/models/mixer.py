@@ -171,6 +171,8 @@ def bare(layer: nn.Module, kind: type[nn.Module]) -> bool:
 def products_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which products with this tensor are computed: autocast's where it is on."""
     device = x.device.type
+    if device == "meta":  # it has no autocast
+        return x.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 

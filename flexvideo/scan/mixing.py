@@ -9,7 +9,6 @@ one or two launches, stacked by direction, on every call: none is kept, for they
 Shapes: B batch, L tokens, D width, E inner width, N state, R rank of the step size, K = 2 directions.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +22,6 @@ from flexvideo.scan.norm import normed
 from flexvideo.scan.ops import conv_flops, kernels_of, refuse_second_derivatives, scan_flops
 from flexvideo.scan.reference import accumulation_dtype
 
-ALIGN = 16  # elements: where each weight begins in the memory that they share
 COUNT = 16  # weights
 
 for _name, _schema in {
@@ -112,23 +110,15 @@ def _gathered(weights: list[Tensor], dtype: torch.dtype) -> _Weights:
 
 def _stacked(groups: list[list[Tensor]], dtype: torch.dtype) -> list[Tensor]:
     """Stack the tensors of each group, all of them by one copy for each dtype that they come in."""
-    sizes = [math.prod(group[0].shape) * len(group) for group in groups]
-    lengths = [-(-size // ALIGN) * ALIGN for size in sizes]
-    places = groups[0][0].new_empty(sum(lengths), dtype=dtype).split(lengths)
-    stacks = [
-        place[:size].view(len(group), *group[0].shape)
-        for place, size, group in zip(places, sizes, groups, strict=True)
-    ]
-    copies = list(
-        zip(
-            (x for stack in stacks for x in stack.unbind()),
-            (x for group in groups for x in group),
-            strict=True,
-        )
-    )
-    for kind in {source.dtype: None for _, source in copies}:
-        new, old = zip(*((copy, source) for copy, source in copies if source.dtype == kind), strict=True)
-        torch.ops.aten._foreach_copy_(new, old)
+    device = groups[0][0].device
+    stacks = [torch.empty((len(group), *group[0].shape), dtype=dtype, device=device) for group in groups]
+    copies = [part for stack in stacks for part in stack.unbind()]
+    weights = [weight for group in groups for weight in group]
+    for kind in {weight.dtype: None for weight in weights}:
+        of_kind = [i for i, weight in enumerate(weights) if weight.dtype == kind]
+        new, old = [copies[i] for i in of_kind], [weights[i] for i in of_kind]
+        # private, as all of torch's functions of lists are; one launch on a GPU
+        torch._foreach_copy_(new, old)  # pyright: ignore[reportPrivateImportUsage]
     return stacks
 
 
@@ -178,24 +168,28 @@ def _mixer_backward(
         u = kernels.conv(x, w.conv, w.conv_bias)
         low, B, C = _split(rows, w, tokens)
         delta = torch.bmm(low, w.dt_proj.mT).unflatten(1, tokens)
-        *d_scan, y = kernels.scan_backward(
+        d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias, y = kernels.scan_backward(
             grad @ w.out_proj, u, delta, w.A, B, C, w.D, z, w.dt_bias, states, remake=True
         )
-        del delta
-        d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias = d_scan
         d_out_proj = grad.flatten(0, 1).T @ y.to(dtype).flatten(0, 1)
+        del delta, y  # what is not needed any more makes room: this is where a training step needs most
         d_delta = d_delta.to(dtype).flatten(1, 2)
         d_low, d_dt_proj = torch.bmm(d_delta, w.dt_proj), torch.bmm(d_delta.mT, low)
+        del d_delta
         d_rows = torch.cat((d_low, *(d.to(dtype).flatten(1, 2) for d in (d_B, d_C))), dim=-1)
-        d_u = torch.baddbmm(d_u.to(dtype).flatten(1, 2), d_rows, w.x_proj)
+        d_u = d_u.to(dtype).flatten(1, 2).baddbmm_(d_rows, w.x_proj)
         d_x_proj = torch.bmm(d_rows.mT, u.flatten(1, 2))
         d_x, d_conv, d_conv_bias = kernels.conv_backward(d_u.unflatten(1, tokens), x, w.conv, w.conv_bias)
-        d_xz = torch.cat((d_x.to(dtype), d_z.to(dtype)), dim=-1)
-        d_in_proj = d_xz.flatten(0, 1).T @ hidden.flatten(0, 1)
+        del d_u
+        # half by half, for to put the halves together takes longer than the second product
+        halves = [d.to(dtype).flatten(0, 1) for d in (d_x, d_z)]
+        into, gate = w.in_proj.chunk(2)
+        d_hidden = torch.addmm(halves[0] @ into, halves[1], gate).view(grad.shape)
+        d_in_proj = torch.cat([half.T @ hidden.flatten(0, 1) for half in halves])
         pairs = [d_conv.unsqueeze(2), d_conv_bias, d_x_proj, d_dt_proj, d_bias, d_A * w.A, d_D]
         kinds = [weight.dtype for weight in (*weights[:2], *weights[2::2])]
         gradients = zip((d_in_proj, d_out_proj, *pairs), kinds, strict=True)
-        return d_xz @ w.in_proj, [d.to(kind).contiguous() for d, kind in gradients]
+        return d_hidden, [d.to(kind).contiguous() for d, kind in gradients]
 
 
 @torch.library.register_fake("flexvideo::mixer")
