@@ -8,6 +8,11 @@
 // pair and every fourth step, so that softplus, gate, loads and stores are spread over the lanes. Sums over the
 // states go over the 4 lanes transposed: 8 values in, 2 out, in the lane that has the inputs of that step.
 //
+// Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16): 96 registers, none spilled, so 5 blocks of 4 warps
+// a multiprocessor. A warp's update takes 8.5 instructions before the directions meet and 9.4 after it (4 of them are
+// the recurrence and its exponential, 1 is y): 2.1 and 2.35 clocks of a multiprocessor, beside 2.1 and 2.4 of its
+// exponentials, and 2.3 of shared and global memory if a 128-bit load of a warp takes 4.
+//
 // Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between two
 // states kept for the backward pass), PAIRS and QUADS (rows are aligned: 2 channels, 4 states are one load),
 // ENDS (only what a span does to a zero state), CARRY (the state at a span's beginning is read).
