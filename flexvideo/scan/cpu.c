@@ -125,6 +125,7 @@ INLINE void scan_chunk(const Scan *s, long k, long b, long c, long from, long to
     const vec bias = load(s->bias + k * s->d + c), D = load(s->D + k * s->d + c);
     const float *z = s->z + b * s->z_batch + c;
     float *out = s->out + b * s->l * s->d + c;
+    const float *saved = s->states + (((from / CHUNK + 1) * s->k + k) * s->b + b) * N * s->d + c; /* next chunk's */
     for (long i = from; i < to; i++) {
         const long at = (row + row_of(s, k, i)) * s->d + c;
         const vec dt = softplus(load(s->delta + at) + bias), u = load(s->u + at);
@@ -138,6 +139,7 @@ INLINE void scan_chunk(const Scan *s, long k, long b, long c, long from, long to
         __builtin_prefetch(s->delta + (row + next) * s->d + c), __builtin_prefetch(s->u + (row + next) * s->d + c);
         __builtin_prefetch(out + next * s->d, 1);
         if (k == s->k - 1) __builtin_prefetch(z + next * s->z_row);
+        if (i - from < N) __builtin_prefetch(saved + (i - from) * s->d, 1);
 #pragma GCC unroll 16
         for (int n = 0; n < N; n++) {
             h[n] = exp2v(dt * A[n]) * h[n] + du * B[n];

@@ -1,4 +1,8 @@
-"""The scan on a CPU by a small C kernel, compiled at first use: see `cpu.c` and `native.py`."""
+"""The scan on a CPU by a small C kernel, compiled at first use: see `cpu.c` and `native.py`.
+
+It works in the threads of torch's OpenMP, as many as `torch.get_num_threads()`. Where torch has no OpenMP,
+and in forked processes, it starts threads of its own for each call.
+"""
 
 import ctypes
 import math
