@@ -1,23 +1,31 @@
 // The gradients of the selective scan, both directions in one launch, bitwise the same on every run.
 //
 // The mathematics and what is kept are those of triton_backward.py. What differs is who does what:
-// - A lane holds 2 channels x HELD states; a warp is 16 channels of one direction, a block WARPS warps a direction.
-//   Lane = half * 16 + own * 4 + place: `own` is the quarter of the states that it holds, and the step of a tile (of 4)
-//   whose inputs and outputs it reads, prepares and writes; channel pair = half * 4 + place.
-// - A block of 64 steps is walked forward from the state that the forward pass kept, and the state before each tile is
-//   put aside in shared memory; then tiles from last to first have their states and decays in registers.
-// - Gradients of B and C are sums over channels of products, which is what tensor cores do: for one state of a lane,
-//   the matrix (4 places x 2 channels) by (2 halves x 4 quarters of the states) is multiplied from the left by a row
-//   of factors, dt u or the gradient of y. Rows are (dB or dC, half, step), so a tile fills one accumulator a state;
-//   columns of the other half are waste. Factors are rounded to 11 bits, which float16 and bfloat16 do not notice;
-//   float32 sums exact products, each in two parts. The sums lie where the tile's state was put aside, until the block
-//   of 64 steps is done: then warps are added, in order, to one row a block of threads.
-// - Work is dealt out evenly: a chain is the walk of one block of threads over its span, cut where its share ends. The
-//   second piece of a chain waits for the first, which another block of threads does before all else.
+// - A lane holds 2 channels x HELD states; a warp is 16 channels of one direction, a block of threads WARPS warps a
+//   direction. Lane = half * 16 + own * 4 + place. `own` is the quarter of the states that it holds, and the step of a
+//   tile of 4 whose inputs and outputs it reads, prepares and writes; its pair of channels is half * 4 + place.
+// - 64 steps are walked forward from the state that the forward pass kept, and the state before each tile is put aside
+//   in shared memory. Then the tiles are taken from last to first, with states and decays in registers.
+// - Gradients of B and C are sums over channels of products, which tensor cores do: values of two states (rows: state,
+//   half, own) times factors (columns: half, step; zero but where the step is being walked) add up to the sums of a
+//   tile, of which those with a row's half unlike the column's are waste. Tensor cores read 11 bits of each number: an
+//   error of 8e-4 in these two gradients, where rounding them to bfloat16 makes one of 1.7e-3. Float32 does not bear
+//   that: its products are exact, and go in as two parts. Sums lie where the tile's state was put aside until the 64
+//   steps are done: then those of the warps are added in order, to a row a block of threads, and at last these rows.
+// - Work is dealt out evenly. A chain is the walk over one span by the channels of a block of threads, cut where its
+//   share of all the work ends; the second piece of a chain waits for the first, which another block does before all
+//   else. So 192 chains keep 132 multiprocessors busy to the end, and need no second set of exponentials.
 //
-// Macros: DTYPE; DIRECTIONS; STATES, KEPT_STATES of them in memory; HELD states a lane; WARPS a direction; EVEN channels
-// may be read in pairs; ENDS only what each span hands back of a zero gradient; CARRY begin with such; REMAKE the
-// output of the forward pass too; FAR what is put aside is in global memory.
+// Counted (NVRTC 13.0, sm_90, bfloat16, N 16, 6 warps a direction): 168 registers, 3 warps a scheduler, 30.3
+// instructions an update (736 of a tile back and 207 of a tile forward, of 32 updates, and 650 each 64 steps): 16.6
+// FMA, 2.4 exponentials and reciprocals, 2.4 to memory and other lanes, 0.5 of tensor cores. That is 1.9 ms at one a
+// clock and 1.75 GHz for 16 x 3137 tokens of VideoMamba-M. 3 of the 736 are reads of spilled registers.
+// Counted and dropped: sums over the channels by shuffles (3.5 an update) or shared memory (1.4) with products on the
+// FMA pipe (2), where tensor cores take 1.0 in all; tiles of 2 (twice the memory put aside) or 8 (registers).
+//
+// Macros: DTYPE; DIRECTIONS; STATES, and KEPT_STATES of them in memory; HELD states a lane; WARPS a direction; RESIDENT
+// blocks of threads a multiprocessor; EVEN channels may be read in pairs; ENDS only what each span hands back of a zero
+// gradient; CARRY begin with such; REMAKE the output of the forward pass too; FAR states are put aside in global memory.
 #include "cuda_common.cuh"
 
 #ifndef CUDA_ON_CPU
@@ -99,11 +107,11 @@ struct Outputs {
 struct Place {
     int lane, warp, k, own, d, b;
     bool on, second;
-    int mine, ours, row;  // in shared memory: of the lane, the first lane of its channels, its states in a row of B and C
+    int mine, ours, row;  // in shared memory: of the lane, the first lane of its channels, its states of the first B
     float4* aside;        // of the warp
 };
 
-// A lane's own step of a tile: its time, and where it is in tensors like u, grad, z; `far` and `far_z` to the next tile.
+// A lane's own step of a tile: its time, and where it is in tensors like u, grad, z; `far`, `far_z` to the next tile.
 struct Cursor {
     int t, ahead, far, far_z;
     Long at, at_out, at_z;
@@ -170,7 +178,9 @@ DEVICE void move(Cursor& x, int tiles) {
     x.at += tiles * x.far, x.at_out += tiles * x.far, x.at_z += tiles * x.far_z;
 }
 
-DEVICE bool inside(const Inputs& in, const Place& me, const Cursor& at) { return (unsigned)at.t < (unsigned)in.L && me.on; }
+DEVICE bool inside(const Inputs& in, const Place& me, const Cursor& x) {
+    return (unsigned)x.t < (unsigned)in.L && me.on;
+}
 
 // Steps that are not there have a dt of softplus(-inf) = 0 and change nothing.
 DEVICE Own load_own(const Inputs& in, const Place& me, const Cursor& x, bool all) {
@@ -188,10 +198,8 @@ DEVICE float2 load_two(const float* from, const Place& me) {
     return make_float2(me.on ? from[0] : 0.0f, me.on && me.second ? from[1] : 0.0f);
 }
 
-DEVICE int pair_of_lane(const Place& me) { return me.lane / 16 * 4 + me.lane % 4; }
-
-// What lanes hand to each other: dt and dt u of their own steps; and in one, the gradient of y for others, sigmoid(z) and
-// then bias and skip for themselves.
+// What lanes hand to each other: dt and dt u of their own steps, and the gradient of y. Beside that they keep for
+// themselves sigmoid(z), and bias and skip.
 DEVICE float4& steps_of(const Place& me, int p) {
     DYNAMIC_SHARED(shared);
     return shared[me.ours + STEPS * p];
@@ -229,8 +237,9 @@ DEVICE void fill_rows(const Inputs& in, const Place& me, int s) {
 #pragma unroll
     for (int column = me.lane; column < 2 * PADDED; column += WARP) {
         int n = column % PADDED;
-        const Scalar* from = column < PADDED ? in.B + me.k * in.b_k + me.b * in.b_b : in.C + me.k * in.c_k + me.b * in.c_b;
-        Long length = column < PADDED ? in.b_l : in.c_l;
+        bool of_b = column < PADDED;
+        const Scalar* from = of_b ? in.B + me.k * in.b_k + me.b * in.b_b : in.C + me.k * in.c_k + me.b * in.c_b;
+        Long length = of_b ? in.b_l : in.c_l;
         Scalar x[SHARE];
 #pragma unroll
         for (int i = 0; i < SHARE; i++) {
@@ -276,9 +285,8 @@ DEVICE void step(const Place& me, int tile, int p, const float (&a)[2][HELD], co
     }
 }
 
-// The states before each tile of the 64 steps from s, first to last, and B and C; from the state kept by the forward pass.
-DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Cursor cursor, int s, int first,
-                        int last) {
+// Of the 64 steps from s: B and C, and from the state kept by the forward pass those before each tile, first to last.
+DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Cursor cursor, int s, int first, int last) {
     Own next = load_own(in, me, cursor, false);
     Long block = ((Long)me.k * in.samples + me.b) * (in.rows / KEPT) + s / KEPT;
     const float* kept = in.states + (block * KEPT_STATES + me.own * HELD) * in.D + me.d;
@@ -312,8 +320,8 @@ DEVICE float fold(float low, float high, int bit, const Place& me) {
     return kept + __shfl_xor_sync(ALL, sent, bit);
 }
 
-// The sums over channels of dB or dC, of states two by two: accumulators are (states 2 j, 2 j + 1) x (steps 2 m, 2 m + 1)
-// of the lane's quarter of the states, m the lane's place modulo 2, of the half whose number is its place / 2.
+// The sums of dB or dC over the channels of a half: states 2 j and 2 j + 1 of the lane's quarter at steps 2 m and
+// 2 m + 1, where m is the lane's place modulo 2. The half is that of place / 2: of use if it is the lane's own.
 typedef float Sums[HELD / 2][4];
 
 // sums += factors of the two channels times values, for the step p.
@@ -583,9 +591,10 @@ DEVICE void piece(const Inputs& in, const Outputs& to, Place me, int chain, int 
                   int end) {
     int part = chain % parts, c = chain / parts % spans, index = me.k == 0 ? c : spans - 1 - c;
     me.b = chain / parts / spans;
-    me.d = part * CHANNELS + me.warp * 16 + pair_of_lane(me) * 2;
+    me.d = part * CHANNELS + me.warp * 16 + me.lane / 16 * 8 + me.lane % 4 * 2;
     me.on = me.d < in.D, me.second = me.d + 1 < in.D;
-    Long chain_row = ((Long)me.b * spans + c) * DIRECTIONS + me.k, carry_row = ((Long)me.k * in.samples + me.b) * spans + index;
+    Long chain_row = ((Long)me.b * spans + c) * DIRECTIONS + me.k;
+    Long carry_row = ((Long)me.k * in.samples + me.b) * spans + index;
     float2 bias = load_two(in.bias + (Long)me.k * in.D + me.d, me);
     float2 skip = load_two(in.skip + (Long)me.k * in.D + me.d, me);
     constants_of(me) = make_float4(bias.x, bias.y, skip.x, skip.y);
@@ -603,9 +612,10 @@ DEVICE void piece(const Inputs& in, const Outputs& to, Place me, int chain, int 
     end_walk(in, to, me, w, chain_row, carry_row);
 }
 
-// carry (k, b, spans, KEPT_STATES, d), decay (k, b, spans, d): as forward. Sums of a chain: da (b * spans, k, d, n), dskip
-// and dbias (b * spans, k, d). Sums of a block of channels: dbc (parts, k, b, rows / 2, 2, PADDED / 2, 2 states, 2 steps).
-// share: blocks of 64 steps, of all chains, that a block of threads does; at least a chain. flags: zeros, one a chain.
+// carry (k, b, spans, KEPT_STATES, d), decay (k, b, spans, d): as forward. Sums of a chain: da (b * spans, k, d, n),
+// dskip, dbias (b * spans, k, d). Sums of a block of channels: dbc (parts, k, b, rows / 2, 2, PADDED / 2, 2 states, 2
+// steps). share: blocks of 64 steps, of all chains, that a block of threads does, at least a chain. flags: zeros, one a
+// chain.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) scan_backward(
     const Scalar* grad, const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const Scalar* C,
     const float* skip, const Scalar* z, const float* bias, const float* states, float* carry, float* decay, Scalar* du,
