@@ -50,8 +50,8 @@ small models that come with the package do over frame counts and frame sizes, on
 trained at a single size and one flexibly (static tokens). No network is needed.
 
 With --checkpoint the costs are those of your model, with how close its features
-stay to the one at its own size. --train trains the two small models anew, which
-takes some minutes, and shows them."""
+stay to the one at its own size. --train trains the two small models anew, a few
+minutes long and so not as well as those of the package, and shows them."""
 
 TINY = "VideoMamba-tiny, random weights"
 
