@@ -291,7 +291,7 @@ def test_blocks_as_one_graph_for_64_geometries():
 
 
 @pytest.mark.unchecked
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_exports(strict, tmp_path):
     model = fused()
     dynamic = {"x": {0: torch.export.Dim("batch", min=1, max=64)}}
@@ -300,6 +300,37 @@ def test_exports(strict, tmp_path):
     torch.export.save(program, tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").module()
     torch.testing.assert_close(loaded(clip().repeat(3, 1, 1, 1, 1)), model(clip().repeat(3, 1, 1, 1, 1)))
+
+
+@pytest.mark.gpu
+def test_peak_of_a_training_step_of_videomamba_m():
+    model = fv.videomamba_middle(num_frames=16, num_classes=400).cuda().train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    x, labels = torch.randn(16, 3, 16, 224, 224, device="cuda"), torch.arange(16, device="cuda")
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", LOW):
+            out = model(x)
+        nn.functional.cross_entropy(out.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.cuda.max_memory_allocated() < 16 * 2**30
+
+
+@pytest.mark.gpu
+@pytest.mark.unchecked
+@pytest.mark.usefixtures("_cold")
+def test_inductor_on_a_gpu():
+    model, x = build(depth=3, scan_backend="auto").cuda(), clip().cuda()
+    compiled = torch.compile(model.forward_features, fullgraph=True)
+    with torch.autocast("cuda", LOW):
+        out, expected = compiled(x, all_tokens=True), model.forward_features(x, all_tokens=True)
+    assert error(out, expected) < 0.02
+    grads = [
+        torch.autograd.grad(y.float().square().sum(), list(model.layers.parameters()))
+        for y in (out, expected)
+    ]
+    assert all(error(a, b) < 0.03 for a, b in zip(*grads, strict=True))
 
 
 def loss(model: nn.Module, size: tuple[int, int, int]) -> Tensor:
@@ -332,6 +363,6 @@ def _process(rank: int, wrap: Callable[[nn.Module], nn.Module], store: str) -> N
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("wrap", [with_ddp, with_fsdp])
+@pytest.mark.parametrize("wrap", [with_ddp, pytest.param(with_fsdp, marks=pytest.mark.slow)])
 def test_two_processes(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path):
     torch.multiprocessing.spawn(_process, (wrap, str(tmp_path / "store")), nprocs=2)
