@@ -1,11 +1,17 @@
 """The backend of CUDA kernels as a whole: on a GPU, and what it refuses."""
 
+import dataclasses
+from functools import partial
+from types import SimpleNamespace
+
+import cuda_cpu
 import pytest
 import torch
-from cuda_cases import error, scan_inputs
+from cuda_cases import emulated, error, scan_inputs
 
+from flexvideo import VideoMamba
 from flexvideo.errors import BackendError
-from flexvideo.scan import available_backends, causal_conv, cuda, nvrtc, selective_scan
+from flexvideo.scan import available_backends, causal_conv, cuda, nvrtc, registry, selective_scan
 
 # dtype -> relative error of outputs, of gradients
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float16: (2e-3, 4e-3), torch.bfloat16: (1e-2, 1e-2)}
@@ -33,6 +39,39 @@ def check(function, inputs, dtype):
     for i, (grad, expected, x) in enumerate(zip(grads, truths, inputs, strict=True)):
         assert (grad.dtype, grad.shape) == (x.dtype, x.shape), i
         assert error(grad, expected) < backward, (i, error(grad, expected))
+
+
+@pytest.fixture
+def emulation(monkeypatch):
+    """The backend on the CPU, as if on a device of two multiprocessors."""
+    device = SimpleNamespace(multi_processor_count=2, shared_memory_per_multiprocessor=228 << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    monkeypatch.setattr(registry, "reason", lambda _: None)
+    for name in ("scan_forward", "scan_backward"):
+        monkeypatch.setattr(cuda, name, partial(getattr(cuda, name), run=cuda_cpu.run))
+    plain = ("conv", "conv_backward", "add_norm", "add_norm_backward")
+    here = {name: partial(getattr(cuda.KERNELS, name), run=cuda_cpu.run) for name in plain}
+    monkeypatch.setattr(cuda, "KERNELS", dataclasses.replace(cuda.KERNELS, **here))
+
+
+def gradients_of_a_model(backend):
+    """Output of a small model, and the gradients of its parameters."""
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_frames": 4}
+    model = VideoMamba(**sizes, scan_backend=backend)
+    out = model(torch.rand(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1)))
+    out.square().sum().backward()
+    return [out, *(x.grad for x in model.parameters())]
+
+
+@emulated
+@pytest.mark.slow
+@pytest.mark.usefixtures("emulation")
+def test_a_whole_model_in_the_emulation():
+    found, expected = gradients_of_a_model("cuda"), gradients_of_a_model("reference")
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or error(a, b) < 1e-5
 
 
 @pytest.mark.gpu

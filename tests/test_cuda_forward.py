@@ -136,6 +136,14 @@ def test_any_alignment():
     assert error(out, truth) < 1e-6
 
 
+@emulated
+def test_one_gate_for_all_steps():
+    inputs = scan_inputs(1, 2, 37, 6, 16, device="cpu")
+    inputs[6] = inputs[6][:, :1].expand_as(inputs[6])
+    out, _ = run_forward(inputs)
+    assert error(out, selective_scan(*(x.double() for x in inputs))) < 1e-6
+
+
 @pytest.mark.parametrize("n", [1, 16, 24, 64])
 def test_launches_are_whole(n):
     for b in (1, 2, 4, 16, 300):

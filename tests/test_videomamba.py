@@ -64,7 +64,7 @@ def test_forward_and_backward_of_the_official_model(golden, backend):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "mamba-ssm", "chunked"])
+@pytest.mark.parametrize("backend", ["cuda", "triton", "mamba-ssm", "chunked"])
 def test_forward_and_backward_of_the_official_model_on_a_gpu(golden, backend, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     agrees_with_the_official_model(golden, backend, device="cuda")

@@ -9,8 +9,8 @@
 // states go over the 4 lanes transposed: 8 values in, 2 out, in the lane that has the inputs of that step.
 //
 // Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16): 96 registers, none spilled, so 5 blocks of 4 warps
-// a multiprocessor. A warp's update takes 8.5 instructions before the directions meet and 9.4 after it (4 of them are
-// the recurrence and its exponential, 1 is y): 2.1 and 2.35 clocks of a multiprocessor, beside 2.1 and 2.4 of its
+// a multiprocessor. A warp's update takes 8.5 instructions before the directions meet and 9.3 after it (4 of them are
+// the recurrence and its exponential, 1 is y): 2.1 and 2.3 clocks of a multiprocessor, beside 2.1 and 2.4 of its
 // exponentials, and 2.3 of shared and global memory if a 128-bit load of a warp takes 4.
 //
 // Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between two
@@ -55,26 +55,32 @@ DEVICE Place place_of(int D) {
     return at;
 }
 
-// Own steps of the tensors of one shape, by the byte: one 32-bit number serves all of them. Steps that are not there
-// lie beyond `end`, as do those before the first, modulo 2^32.
+// Own steps of the tensors of one shape, by the byte: one 32-bit number serves all of them.
 struct Cursor {
-    unsigned byte, group, end;  // group: from an own step to the next, LANES steps on
-    int width;
+    unsigned byte, group;  // group: from an own step to the next, LANES steps on
 };
 
-DEVICE Cursor cursor_of(const Place& at, int t, int stride, unsigned end) {
+DEVICE Cursor cursor_of(const Place& at, int t, int stride) {
     const int size = sizeof(Scalar);
-    return {(unsigned)(t * stride + at.channel) * size, (unsigned)(at.sign * LANES * stride * size), end, at.width};
+    return {(unsigned)(t * stride + at.channel) * size, (unsigned)(at.sign * LANES * stride * size)};
 }
+
+// Steps that are not there lie beyond `end` in u, as do those before the first, modulo 2^32.
+struct Bounds {
+    unsigned end;
+    bool second;  // channel of the pair
+};
 
 DEVICE Scalar* at_byte(const Scalar* tensor, unsigned byte) { return (Scalar*)((char*)tensor + byte); }
 
 // own steps of the tile that begins GROUPS * `ahead` groups on
-DEVICE void load_steps(Pair (&to)[GROUPS], const Scalar* from, const Cursor& cursor, int ahead, Pair otherwise) {
+DEVICE void load_steps(Pair (&to)[GROUPS], const Scalar* from, const Cursor& cursor, const Cursor& steps,
+                       const Bounds& bounds, int ahead, Pair otherwise) {
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
-        unsigned byte = cursor.byte + (g + GROUPS * ahead) * cursor.group;
-        to[g] = load_pair(at_byte(from, byte), byte < cursor.end, cursor.width > 1, otherwise);
+        const int on = g + GROUPS * ahead;
+        const bool here = steps.byte + on * steps.group < bounds.end;
+        to[g] = load_pair(at_byte(from, cursor.byte + on * cursor.group), here, bounds.second, otherwise);
     }
 }
 
@@ -289,7 +295,8 @@ DEVICE void store_sum(float* to, float2 sum, const Place& at) {
 
 struct Walk {
     Place at;
-    Cursor steps, gates;
+    Cursor steps, gates;  // of u, delta and out; of z
+    Bounds bounds;
     Rows rows;
     Exchange exchange;
     States of;
@@ -302,8 +309,9 @@ struct Walk {
 };
 
 DEVICE void load_next(Walk& walk, int ahead) {
-    load_steps(walk.next.u, walk.u, walk.steps, ahead, Pair());
-    load_steps(walk.next.delta, walk.delta, walk.steps, ahead, pack(NOT_THERE, NOT_THERE));
+    const Pair none = pack(NOT_THERE, NOT_THERE);
+    load_steps(walk.next.u, walk.u, walk.steps, walk.steps, walk.bounds, ahead, Pair());
+    load_steps(walk.next.delta, walk.delta, walk.steps, walk.steps, walk.bounds, ahead, none);
     load_rows(walk.next.rows, walk.rows, walk.at.sign, walk.L);
 }
 
@@ -317,8 +325,8 @@ DEVICE void walk_tile(Walk& walk, int tile) {
     if (walk.kept > 0 && walk.kept % KEPT == 0)
         store_states(walk.states + (long long)(walk.kept / KEPT * PADDED) * walk.D, walk.of, walk.D, walk.at.width);
     walk.kept += STEPS;
-    if (late) load_steps(gate, walk.z, walk.gates, 0, Pair());
-    if (late && DIRECTIONS == 2) load_steps(partner, walk.out, walk.steps, 0, Pair());
+    if (late) load_steps(gate, walk.z, walk.gates, walk.steps, walk.bounds, 0, Pair());
+    if (late && DIRECTIONS == 2) load_steps(partner, walk.out, walk.steps, walk.steps, walk.bounds, 0, Pair());
 #endif
     walk.sum = make_float2(walk.sum.x + walk.sum_ahead.x, walk.sum.y + walk.sum_ahead.y);
     load_next(walk, 1);
@@ -329,7 +337,7 @@ DEVICE void walk_tile(Walk& walk, int tile) {
         float2 u = unpack(now[g]), other = late && DIRECTIONS == 2 ? unpack(partner[g]) : make_float2(0.0f, 0.0f);
         y = make_float2(fmaf(walk.skip.x, u.x, y.x) + other.x, fmaf(walk.skip.y, u.y, y.y) + other.y);
         unsigned byte = walk.steps.byte + g * walk.steps.group;
-        store_pair(at_byte(walk.out, byte), late ? gated(y, gate[g]) : y, byte < walk.steps.end, walk.at.width > 1);
+        store_pair(at_byte(walk.out, byte), late ? gated(y, gate[g]) : y, byte < walk.bounds.end, walk.bounds.second);
 #endif
     }
     walk.steps.byte += GROUPS * walk.steps.group;
@@ -355,15 +363,14 @@ scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* 
     const int t = at.side ? span * (spans - index) - 1 : span * index, own = t + at.sign * at.lane;
     const long long b = blockIdx.z, kb = (long long)at.side * gridDim.z + b;
     carry += ((kb * spans + index) * PADDED + at.lane * HELD) * D + at.channel;
-    const unsigned end = at.width ? (unsigned)L * D * (unsigned)sizeof(Scalar) : 0;
     Walk walk;
     walk.at = at;
     walk.L = L, walk.D = D;
     walk.u = u + kb * L * D, walk.delta = delta + kb * L * D, walk.out = out + b * L * D, walk.z = z + b * z_b;
     walk.states = states + (kb * blocks * PADDED + at.lane * HELD) * D + at.channel;
     walk.kept = span * index + (at.side ? (int)blocks * KEPT - span * spans : 0);
-    walk.steps = cursor_of(at, own, D, end);
-    walk.gates = cursor_of(at, own, (int)z_l, at.width ? (unsigned)L * (unsigned)z_l * (unsigned)sizeof(Scalar) : 0);
+    walk.bounds = {at.width ? (unsigned)L * D * (unsigned)sizeof(Scalar) : 0, at.width > 1};
+    walk.steps = cursor_of(at, own, D), walk.gates = cursor_of(at, own, (int)z_l);
     walk.rows = rows_of(B + at.side * b_k + b * b_b, C + at.side * c_k + b * c_b, b_l, c_l, t, at.sign);
     walk.exchange = exchange_of(halves[0], at);
     walk.of = first_states(A, carry, at, D);
