@@ -60,7 +60,7 @@ def kept_states(inputs):
 def upstream_of(inputs):
     """The gradient of the output."""
     z = inputs[6]
-    return torch.randn(z.shape, generator=torch.Generator().manual_seed(1)).to(z.dtype)
+    return torch.randn(z.shape, generator=torch.Generator().manual_seed(1)).to(z.device, z.dtype)
 
 
 def run_backward(inputs, launch, *, remake=True):
@@ -175,6 +175,7 @@ def test_nan_reaches_its_gradient_and_no_other_sample(place):
 
 
 @emulated
+@pytest.mark.slow
 def test_any_alignment():
     inputs = scan_inputs(2, 1, 37, 6, 16, device="cpu")
     expected = truth(inputs)
@@ -184,6 +185,22 @@ def test_any_alignment():
         inputs[place] = wide[..., 1:-2]
     results = run_backward(inputs, layout(1, 37, 6))
     assert all(error(a, b) < 1e-6 for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 2, 301, 96, 16), (2, 1, 1, 24, 16), (1, 3, 130, 41, 16), (2, 1, 97, 33, 64), (2, 9, 700, 384, 16)],
+)
+def test_agrees_on_a_gpu_in_the_same_bits(shape, dtype):
+    from flexvideo.scan import cuda
+
+    inputs = scan_inputs(*shape, dtype=dtype, device="cuda")
+    runs = [cuda.backward(upstream_of(inputs), *inputs, cuda.scan(*inputs)[1], remake=True) for _ in range(3)]
+    for i, (result, expected) in enumerate(zip(runs[0], truth(inputs), strict=True)):
+        assert error(result, expected) < 10 * TOLERANCES[dtype], i
+        assert all(torch.equal(result, run[i]) for run in runs[1:]), i
 
 
 def test_without_remake_there_are_8():

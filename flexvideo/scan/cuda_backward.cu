@@ -16,16 +16,16 @@
 //   share of all the work ends; the second piece of a chain waits for the first, which another block does before all
 //   else. So 192 chains keep 132 multiprocessors busy to the end, and need no second set of exponentials.
 //
-// Counted (NVRTC 13.0, sm_90, bfloat16, N 16, 6 warps a direction): 168 registers, 3 warps a scheduler, 30.3
-// instructions an update (736 of a tile back and 207 of a tile forward, of 32 updates, and 650 each 64 steps): 16.6
+// Counted (NVRTC 13.0, sm_90, bfloat16, N 16, 6 warps a direction): 168 registers, 3 warps a scheduler, 30.4
+// instructions an update (739 of a tile back and 206 of a tile forward, of 32 updates, and 650 each 64 steps): 16.6
 // FMA, 2.4 exponentials and reciprocals, 2.4 to memory and other lanes, 0.5 of tensor cores. That is 1.9 ms at one a
-// clock and 1.75 GHz for 16 x 3137 tokens of VideoMamba-M. 3 of the 736 are reads of spilled registers.
+// clock and 1.75 GHz for 16 x 3137 tokens of VideoMamba-M. 4 of the 739 are reads of spilled registers.
 // Counted and dropped: sums over the channels by shuffles (3.5 an update) or shared memory (1.4) with products on the
 // FMA pipe (2), where tensor cores take 1.0 in all; tiles of 2 (twice the memory put aside) or 8 (registers).
 //
 // Macros: DTYPE; DIRECTIONS; STATES, and KEPT_STATES of them in memory; HELD states a lane; WARPS a direction; RESIDENT
 // blocks of threads a multiprocessor; EVEN channels may be read in pairs; ENDS only what each span hands back of a zero
-// gradient; CARRY begin with such; REMAKE the output of the forward pass too; FAR states are put aside in global memory.
+// gradient; CARRY begin with such; REMAKE the output of the forward pass too; FAR put states aside in global memory.
 #include "cuda_common.cuh"
 
 #ifndef CUDA_ON_CPU
@@ -286,7 +286,8 @@ DEVICE void step(const Place& me, int tile, int p, const float (&a)[2][HELD], co
 }
 
 // Of the 64 steps from s: B and C, and from the state kept by the forward pass those before each tile, first to last.
-DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, Cursor cursor, int s, int first, int last) {
+DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, int s, int first, int last) {
+    Cursor cursor = cursor_at(in, me, s + first * STEPS);
     Own next = load_own(in, me, cursor, false);
     Long block = ((Long)me.k * in.samples + me.b) * (in.rows / KEPT) + s / KEPT;
     const float* kept = in.states + (block * KEPT_STATES + me.own * HELD) * in.D + me.d;
@@ -562,16 +563,14 @@ DEVICE void block_back(const Inputs& in, const Outputs& to, const Place& me, Wal
                        int meet) {
     int before = in.rows - in.L - s, first = me.k == 0 ? 0 : max(0, before / STEPS);  // tiles with steps that are there
     int last = me.k == 0 ? min(TILES, (in.L - s + STEPS - 1) / STEPS) - 1 : TILES - 1;
-    Cursor cursor = cursor_at(in, me, s);
-    move(cursor, first);
+    Cursor cursor = cursor_at(in, me, s + last * STEPS);
+    Own x = load_own(in, me, cursor, true);
 #if ENDS
     fill_rows(in, me, s);
     wait_for_group(me);
 #else
-    find_states(in, me, w, cursor, s, first, last);
+    find_states(in, me, w, s, first, last);
 #endif
-    move(cursor, last - first);
-    Own x = load_own(in, me, cursor, true);
 #pragma unroll 1
     for (int tile = TILES - 1; tile >= 0; tile--) {
         if (DIRECTIONS == 2 && !ENDS && tile_of_span + tile == meet - 1) __syncthreads();
