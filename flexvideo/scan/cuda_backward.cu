@@ -19,7 +19,7 @@
 // Counted (NVRTC 13.0, sm_90, bfloat16, N 16, 6 warps a direction): 168 registers, 3 warps a scheduler, 30.4
 // instructions an update (739 of a tile back and 206 of a tile forward, of 32 updates, and 650 each 64 steps): 16.6
 // FMA, 2.4 exponentials and reciprocals, 2.4 to memory and other lanes, 0.5 of tensor cores. That is 1.9 ms at one a
-// clock and 1.75 GHz for 16 x 3137 tokens of VideoMamba-M. 4 of the 739 are reads of spilled registers.
+// clock and 1.75 GHz for 16 x 3137 tokens of VideoMamba-M. One of the 739 reads a spilled register.
 // Counted and dropped: sums over the channels by shuffles (3.5 an update) or shared memory (1.4) with products on the
 // FMA pipe (2), where tensor cores take 1.0 in all; tiles of 2 (twice the memory put aside) or 8 (registers).
 //
