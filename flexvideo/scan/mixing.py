@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from flexvideo.scan.norm import normed
+from flexvideo.scan.norm import forward as add_norm_forward
 from flexvideo.scan.ops import conv_flops, kernels_of, refuse_second_derivatives, scan_flops
 from flexvideo.scan.reference import accumulation_dtype
 
@@ -34,7 +34,7 @@ for _name, _schema in {
 
 
 class Normed(NamedTuple):
-    """Where the input of a mixer comes from: it is `normed(total, scale, eps)`, and need not be kept.
+    """Where the input of a mixer comes from: it is `total` normalised, and need not be kept.
 
     Args:
         total: the residual stream.
@@ -163,7 +163,9 @@ def _mixer_backward(
     kernels, (rows, *states), tokens, dtype = kernels_of(backend), saved, grad.shape[:2], grad.dtype
     with torch.autocast(grad.device.type, enabled=False):
         w = _gathered(weights, dtype)
-        hidden = kept if scale is None else normed(kept, scale, eps, dtype)
+        hidden = kept
+        if scale is not None:
+            _, hidden = (kernels.add_norm or add_norm_forward)(kept, None, scale, eps, dtype)
         x, z = (hidden @ w.in_proj.T).chunk(2, dim=-1)
         u = kernels.conv(x, w.conv, w.conv_bias)
         low, B, C = _split(rows, w, tokens)

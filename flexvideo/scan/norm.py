@@ -23,17 +23,15 @@ for _name, _schema in {
     torch.library.define(f"flexvideo::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def normed(total: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """RMS normalisation of the last dimension, worked in the dtype of `total`."""
-    return F.rms_norm(total, weight.shape, weight.to(total.dtype), eps).to(dtype)
-
-
 def forward(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """`add_norm` in plain torch."""
-    total = hidden.to(accumulation_dtype(hidden), copy=True) if residual is None else residual + hidden
-    return total, normed(total, weight, eps, dtype)
+    """The sum of the two in float32 (float64 for float64), and that sum normalised in `dtype`.
+
+    The sum may be `hidden` itself where there is no residual.
+    """
+    total = hidden.to(accumulation_dtype(hidden)) if residual is None else residual + hidden
+    return total, F.rms_norm(total, weight.shape, weight.to(total.dtype), eps).to(dtype)
 
 
 def backward(
@@ -54,7 +52,8 @@ def _add_norm(
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(hidden.device.type, enabled=False):
         function = kernels_of(backend).add_norm or forward
-        return function(hidden, residual, weight, eps, dtype)
+        total, normed = function(hidden, residual, weight, eps, dtype)
+    return total.clone() if total is hidden else total, normed  # an operator's outputs are its own
 
 
 @torch.library.impl("flexvideo::add_norm_backward", "default")

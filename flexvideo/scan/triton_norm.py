@@ -27,8 +27,9 @@ def norm_kernel(
     ROWS: tl.constexpr,
     BD: tl.constexpr,
     ADD: tl.constexpr,
+    SUM: tl.constexpr,
 ):
-    """ROWS tokens: their sums, and these normalised."""
+    """ROWS tokens: their sums (SUM: stored), and these normalised."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     d = tl.arange(0, BD)[None, :]
     on = (row < rows) & (d < D)
@@ -36,7 +37,8 @@ def norm_kernel(
     total = tl.load(hidden_ptr + at, mask=on, other=0.0).to(tl.float32)
     if ADD:
         total += tl.load(residual_ptr + at, mask=on, other=0.0)
-    tl.store(total_ptr + at, total, mask=on)
+    if SUM:
+        tl.store(total_ptr + at, total, mask=on)
     scale = tl.rsqrt(tl.sum(total * total, 1, keep_dims=True) / D + eps)
     weight = tl.load(weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)
     tl.store(out_ptr + at, (total * scale * weight).to(out_ptr.dtype.element_ty), mask=on)
@@ -85,9 +87,10 @@ def norm_backward_kernel(
 def norm_forward(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The sum in float32, and it normalised in `dtype`."""
+    """The sum in float32, which may be `hidden` itself, and it normalised in `dtype`."""
     hidden = hidden.contiguous()
-    total = torch.empty_like(hidden, dtype=torch.float32)
+    same = residual is None and hidden.dtype == torch.float32
+    total = hidden if same else torch.empty_like(hidden, dtype=torch.float32)
     out = torch.empty_like(hidden, dtype=dtype)
     rows, d, sizes = _layout(hidden)
     norm_kernel[(triton.cdiv(rows, sizes["ROWS"]),)](
@@ -100,6 +103,7 @@ def norm_forward(
         d,
         eps,
         ADD=residual is not None,
+        SUM=not same,
         num_warps=4,
         **sizes,
     )
