@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from flexvideo.active import Patch
+from flexvideo.active import Patch, flex_within
 from flexvideo.errors import BackendError, ConfigError, UnsupportedModelError, brief
 from flexvideo.products import cached
 
@@ -43,9 +43,9 @@ class Graphed(Generic[Model]):
         self.model = model
         self.kinds = kinds
         self._graphs: OrderedDict[tuple[Any, ...], _Captured] = OrderedDict()
-        self._stores = [store for m in model.modules() for store in (m._parameters, m._buffers) if store]
-        self._places: list[int] = []
+        self._recorded: list[Any] = []
         self._pool: Any = None
+        self._watch()
 
     def __call__(self, clip: Tensor, *, patch: Patch | None = None) -> Any:
         """The model's output; the memory is the caller's own.
@@ -60,10 +60,9 @@ class Graphed(Generic[Model]):
                 that holds something else than tensors.
         """
         _check(self.model, clip)
-        places = [x.data_ptr() for store in self._stores for x in store.values() if x is not None]
-        if places != self._places:  # other weights, or the same ones elsewhere: graphs know them by address
+        if self._state() != self._recorded:
             self._graphs.clear()
-            self._places = places
+            self._watch()
         low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         kind = (clip.shape, clip.dtype, tuple(patch) if isinstance(patch, list) else patch, low)
         with torch.inference_mode(False), torch.no_grad():
@@ -77,6 +76,21 @@ class Graphed(Generic[Model]):
             captured.clip.copy_(clip)
             captured.replay()
             return tree_map(_cloned, captured.output)
+
+    def _watch(self) -> None:
+        """Look for what the graphs depend on, so that a look at its state is quick."""
+        modules = list(self.model.modules())
+        self._tensors = [store for m in modules for store in (m._parameters, m._buffers) if store]
+        self._parts = [m._modules for m in modules if m._modules]
+        self._flex = flex_within(self.model)
+        self._recorded = self._state()
+
+    def _state(self) -> list[Any]:
+        """Where the weights are, by which graphs know them, and what else the model may have changed."""
+        state: list[Any] = [x.data_ptr() for store in self._tensors for x in store.values() if x is not None]
+        state += [part for parts in self._parts for part in parts.values()]
+        flex = self._flex
+        return [*state, type(self.model), *((flex.policy, flex.plan) if flex else ())]
 
     def _capture(self, clip: Tensor, options: dict[str, Any], low: torch.dtype | None) -> _Captured:
         still = torch.empty_like(clip, memory_format=torch.contiguous_format).copy_(clip)
@@ -103,7 +117,7 @@ def graphed(model: Model, *, kinds: int = 8) -> Graphed[Model]:
     Clips of one shape and dtype, at one `patch` and under one autocast dtype, are one kind. The first clip of
     a kind is run a few times, and recorded; later ones are a copy in, one launch, and a copy out. Graphs
     share their memory. Weights may change in place, as optimizers and `load_state_dict` change them; where
-    they were replaced or moved, everything is recorded anew.
+    they were replaced or moved, layers replaced or the policy changed, everything is recorded anew.
 
     Not for models whose work depends on what the clip shows, nor for several threads at once.
 

@@ -78,6 +78,24 @@ def test_weights_that_moved_are_recorded_again(recorded):
     assert len(recorded) == 2
 
 
+def test_another_head_or_policy_is_recorded_again(recorded):
+    model = build()
+    fast = fv.graphed(model)
+    changes = (
+        lambda: setattr(model, "head", nn.Linear(32, 7)),
+        lambda: fv.make_flexible(model, policy="static-patch"),
+        lambda: fv.make_flexible(model, policy="static-tokens"),
+        lambda: fv.make_flexible(model, rule="paper"),
+        lambda: fv.restore(model),
+    )
+    for count, change in enumerate(changes, start=1):
+        fast(clip())
+        change()
+        with torch.no_grad():
+            assert torch.equal(fast(clip()), model(clip()))
+        assert len(recorded) == 1 + count
+
+
 class Outputs(nn.Module):
     def __init__(self, wrap) -> None:
         super().__init__()
