@@ -111,9 +111,7 @@ class BiMamba(nn.Module):
         return self.out_proj(self._scanned(x, z, BOTH))
 
     def fused(self, hidden: Float[Tensor, "b l d"]) -> Fused | None:
-        """What runs these tokens as one operator; None where the backend, or what is attached, has them run
-        layer by layer.
-        """
+        """What runs a block as two operators; None where the backend has none, or a projection is not plain."""
         return fused_operators(hidden, backend=self.scan_backend) if self._bare() else None
 
     def _bare(self) -> bool:
