@@ -111,7 +111,7 @@ class BiMamba(nn.Module):
         return self.out_proj(self._scanned(x, z, BOTH))
 
     def fused(self, hidden: Float[Tensor, "b l d"]) -> Fused | None:
-        """What runs a block as two operators; None where the backend has none, or a projection is not plain."""
+        """What runs a block as two operators; None without any, or if a projection is not a plain one."""
         return fused_operators(hidden, backend=self.scan_backend) if self._bare() else None
 
     def _bare(self) -> bool:
