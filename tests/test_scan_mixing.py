@@ -171,8 +171,8 @@ def kept_by_a_block(model: fv.VideoMamba, x: Tensor) -> int:
 
 
 def closed_form(b: int, l: int, d: int) -> int:
-    """Residual in float32, rows of `x_proj` in 16 bits, a state in 64 in float32."""
-    e, rank, n, k = 2 * d, -(-d // 16), 16, 2
+    """Residual in float32, aligned rows of `x_proj` in 16 bits, a state in 64 in float32."""
+    e, rank, n, k = 2 * d, -(-d // 128) * 8, 16, 2
     return 4 * b * l * d + 2 * k * b * l * (rank + 2 * n) + 4 * k * b * e * n * -(-l // 64)
 
 

@@ -52,7 +52,7 @@ extern "C" __global__ void norm_forward(const void* hidden, const float* residua
         x = make_float2(x.x + before.x, x.y + before.y);
 #endif
         squares += x.x * x.x + x.y * x.y;
-        write(total, true, row * D + d, x, second);
+        if (ADD || !WIDE_HIDDEN) write(total, true, row * D + d, x, second);  // else it is `hidden` itself
     }
     const float scale = rsqrtf(over_warp(squares) / (float)D + __uint_as_float((unsigned)eps));
 #pragma unroll 4

@@ -23,9 +23,10 @@ def norm_forward(
     *,
     run: Callable[..., None] = nvrtc.run,
 ) -> tuple[Tensor, Tensor]:
-    """The sum in float32, and it normalised in `dtype`."""
+    """The sum in float32, and it normalised in `dtype`; without a residual the sum may be `hidden` itself."""
     hidden = hidden.contiguous() if hidden.dtype in (dtype, torch.float32) else hidden.float().contiguous()
-    total = torch.empty_like(hidden, dtype=torch.float32)
+    alone = residual is None and hidden.dtype == torch.float32
+    total = hidden if alone else torch.empty_like(hidden, dtype=torch.float32)
     out = torch.empty_like(hidden, dtype=dtype)
     before = total if residual is None else residual.contiguous()
     tensors = (hidden, before, weight.float().contiguous(), total, out)
