@@ -136,6 +136,9 @@ def _common_arguments(parser: argparse.ArgumentParser, *, preset: str) -> None:
     ):
         group.add_argument(f"--{field}", type=kind, metavar="N", help=text)
     group.add_argument(
+        "--shard", action="store_true", help="split weights and optimizer over the GPUs of torchrun (FSDP2)"
+    )
+    group.add_argument(
         "--set",
         nargs="+",
         action="extend",
@@ -159,7 +162,9 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fold", metavar="N", help="split number, or protocol of Breakfast")
     group.add_argument("--annotations", metavar="DIR", help="of the split files, if elsewhere")
     group.add_argument("--skip-unreadable", action="store_true", help="go on without videos that fail")
-    group.add_argument("--hold", metavar="TxR", help="keep T frames of R px of every clip on the device: small sets")
+    group.add_argument(
+        "--hold", metavar="TxR", help="keep T frames of R px of every clip on the device: small sets"
+    )
 
 
 def _train(options: Options) -> int:
@@ -237,6 +242,8 @@ def _config(options: Options) -> TrainConfig:
     for field in ("epochs", "steps", "tokens", "clips", "accumulate", "lr", "seed"):
         if getattr(options, field) is not None:
             changes[field] = getattr(options, field)
+    if options.shard:
+        changes["shard"] = True
     preset = PRESETS[options.preset].to_config()
     if "epochs" in changes and "warmup_epochs" not in changes and isinstance(changes["epochs"], int):
         changes["warmup_epochs"] = min(preset["warmup_epochs"], changes["epochs"])

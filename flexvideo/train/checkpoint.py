@@ -8,14 +8,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flexvideo.errors import CheckpointError
+from flexvideo.train.distributed import rank_and_world
 from flexvideo.train.ema import Ema
 from flexvideo.weights import read_weights, write_safetensors
+
+if TYPE_CHECKING:
+    from flexvideo.train.sharding import Sharding
 
 FOLDER = "checkpoints"
 _FORMAT = 1
@@ -48,17 +52,19 @@ class Run:
         model: not wrapped.
         optimizer: over the groups of `param_groups`.
         ema: average of the weights, if there is one.
+        sharding: of a model that is spread over the processes.
     """
 
     model: nn.Module
     optimizer: Optimizer
     ema: Ema | None
+    sharding: "Sharding | None" = None
 
 
 def save_checkpoint(
     folder: Path, run: Run, progress: Progress, *, identity: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write a checkpoint, then remove all but the last ones.
+    """Write a checkpoint, then remove all but the last ones; every process calls, and the first one writes.
 
     Args:
         folder: of the run.
@@ -71,12 +77,17 @@ def save_checkpoint(
         CheckpointError: it cannot be written; those written before are still there.
     """
     path = folder / FOLDER / f"step-{progress.done:08d}.safetensors"
+    tensors = _tensors(run)
+    if run.sharding is not None:
+        tensors = run.sharding.gathered(tensors)
+    if rank_and_world()[0] > 0:
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{path.parent} cannot be made: {error.strerror}.") from error
     header = {"format": _FORMAT, "progress": vars(progress), "identity": identity}
-    write_safetensors(path, _tensors(run), text={_KEY: json.dumps(header)})
+    write_safetensors(path, tensors, text={_KEY: json.dumps(header)})
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
@@ -105,6 +116,8 @@ def load_checkpoint(
             "settings of that run, or start a new one in another folder."
         )
     parts = {prefix: _part(tensors, prefix) for prefix in ("model", "ema", "optimizer")}
+    if run.sharding is not None:
+        parts = {prefix: run.sharding.spread(part) for prefix, part in parts.items()}
     run.model.load_state_dict(parts["model"])
     if run.ema is not None:
         run.ema.load(parts["ema"])

@@ -40,6 +40,8 @@ class TrainConfig:
         augment: what is done to clips.
         ema: decay, a step, of an average of the weights; None keeps none.
         bf16: whether to run forward under bfloat16 autocast.
+        shard: whether to spread parameters, gradients and the optimizer's state over the processes of
+            torchrun (FSDP2), where every process else holds all of them (DDP).
         seed: of everything that is drawn.
         evaluate_every: epochs between evaluations; the last epoch always ends in one.
         log_every: steps between lines of the log.
@@ -75,6 +77,7 @@ class TrainConfig:
     augment: Augment = AUGMENTS["none"]
     ema: float | None = None
     bf16: bool = False
+    shard: bool = False
     seed: int = 0
     evaluate_every: int = 1
     log_every: int = 10

@@ -41,8 +41,9 @@ class Ema:
             step: number of steps that were taken before, from 0.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in self._parameters.items():
-            self.state[name].lerp_(value, 1 - decay)
+        averages, values = [*self.state.values()], [value.detach() for value in self._parameters.values()]
+        # private, as all of torch's functions of lists are; one call, each of which is slow where sharded
+        torch._foreach_lerp_(averages, values, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
     def used(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from flexvideo.swap import flex_config
 from flexvideo.train.config import TrainConfig
 
 # What decides nothing that is computed. Accumulation counts together with the number of processes.
-_FREE = ("accumulate", "evaluate_every", "log_every", "checkpoint_every", "keep")
+_FREE = ("accumulate", "shard", "evaluate_every", "log_every", "checkpoint_every", "keep")
 _ARCHITECTURE = ("img_size", "patch_size", "depth", "embed_dim", "num_frames", "kernel_size", "num_classes")
 
 

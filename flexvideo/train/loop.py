@@ -72,7 +72,8 @@ def train(
     `torchrun` all processes call this with the same arguments; they compute what one would with as many
     times the accumulation, within rounding. From the end of every epoch on the folder holds the model as it
     was then, as `flexvideo.load` reads it, with policy, rule and the names of the classes; where weights are
-    averaged, the average.
+    averaged, the average. With `shard` the model stays spread over the processes; the folder has it whole,
+    and so has every process while it is measured.
 
     Args:
         model: plain (then at its own size only) or flexible, with a score for every class; changed in place.
@@ -90,7 +91,7 @@ def train(
     Raises:
         TrainingError: the folder holds a run and `resume` is not set, or the loss is not a number any more.
         CheckpointError: a checkpoint of another run, or one that cannot be written.
-        ConfigError: a model or a policy that does not fit the data.
+        ConfigError: a model or a policy that does not fit the data, or `shard` in one process alone.
         MemoryLimitError: clips of some size do not fit into memory.
 
     Example:
@@ -172,7 +173,7 @@ class _Loop:
             self._write_window(spec, epoch)
         if ended and ((epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs):
             self._measure(epoch)
-        if saving and training.rank == 0:
+        if saving:
             save_checkpoint(
                 training.out,
                 training.state,
@@ -214,9 +215,12 @@ class _Loop:
     def _measure(self, epoch: int) -> None:
         if self._evaluate is None:
             return
-        training, ema = self._training, self._training.state.ema
+        training, ema, sharding = self._training, self._training.state.ema, self._training.state.sharding
         training.model.eval()
-        with nullcontext() if ema is None else ema.used():
+        with (
+            nullcontext() if ema is None else ema.used(),
+            nullcontext() if sharding is None else sharding.whole(),
+        ):
             self._metrics = dict(self._evaluate(training.model))
         training.model.train()
         self._logged = time.perf_counter()
@@ -228,10 +232,11 @@ class _Loop:
         any_of(False)  # the folder is whole when any process returns
 
     def _save_model(self) -> None:
-        training, ema = self._training, self._training.state.ema
-        if training.rank == 0:
-            with nullcontext() if ema is None else ema.used():
-                save_model(training.model, training.out)
+        training, ema, sharding = self._training, self._training.state.ema, self._training.state.sharding
+        with nullcontext() if ema is None else ema.used():
+            model = training.model if sharding is None else sharding.plain()
+            if training.rank == 0:
+                save_model(model, training.out)
 
     def _result(self, *, finished: bool) -> TrainResult:
         training, progress = self._training, self._training.progress

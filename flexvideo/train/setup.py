@@ -33,7 +33,7 @@ class Training:
     """One run, and where it stands; the arguments are those of `train`.
 
     Raises:
-        ConfigError: a model or a policy that does not fit the data.
+        ConfigError: a model or a policy that does not fit the data, or one that cannot be sharded.
     """
 
     def __init__(
@@ -73,14 +73,22 @@ class Training:
             pin_memory=self.device.type == "cuda",
             **normalisation(model),
         )
+        sharding = None
+        if config.shard:
+            from flexvideo.train.sharding import Sharding
+
+            sharding = Sharding(model)
         groups = param_groups(
             model,
             weight_decay=config.weight_decay,
             layer_decay=config.layer_decay,
             flexed_lr=config.flexed_lr,
         )
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
-        self.state = Run(model, optimizer, None if config.ema is None else Ema(model, decay=config.ema))
+        # One call for all parameters, each of which else costs distributed tensors many slow ones.
+        fused = True if config.shard else None
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+        ema = None if config.ema is None else Ema(model, decay=config.ema)
+        self.state = Run(model, optimizer, ema, sharding)
         self.progress = Progress()
         self.classes = len(source.classes)
         self.steps = self.loader.total_steps(config.epochs)

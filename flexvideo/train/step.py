@@ -33,7 +33,7 @@ class Stepper:
         self._flexible = flex_within(run.model) is not None
         self._world = rank_and_world()[1]
         self._forward: nn.Module = run.model
-        if self._world > 1:
+        if self._world > 1 and run.sharding is None:
             self._forward = DistributedDataParallel(run.model)
 
     def take(
@@ -54,7 +54,7 @@ class Stepper:
             MemoryLimitError: a batch does not fit into memory.
             ConfigError: the model does not give a score for each class.
         """
-        model, optimizer = self._run.model, self._run.optimizer
+        optimizer = self._run.optimizer
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         losses = []
@@ -63,12 +63,12 @@ class Stepper:
                 losses.append(
                     fitting(
                         lambda part: self._backward(part, planned=planned, epoch=epoch),
-                        lambda part: self._probe(part, epoch=epoch),
+                        None if self._run.sharding else lambda part: self._probe(part, epoch=epoch),
                         batch,
                         batches=len(batches) * self._world,
                     )
                 )
-        norm = nn.utils.clip_grad_norm_(model.parameters(), self._config.clip_norm or float("inf"))
+        norm = self._clip(self._config.clip_norm or float("inf"))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if self._run.ema is not None:
@@ -77,9 +77,16 @@ class Stepper:
 
     def _synchronising(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are averaged over the processes once a step."""
+        if self._run.sharding is not None:
+            self._run.sharding.synchronise(last)
         if isinstance(self._forward, DistributedDataParallel) and not last:
             return self._forward.no_sync()
         return nullcontext()
+
+    def _clip(self, limit: float) -> Float[Tensor, ""]:
+        if self._run.sharding is not None:
+            return self._run.sharding.clip(limit)
+        return nn.utils.clip_grad_norm_(self._run.model.parameters(), limit)
 
     def _backward(self, batch: Batch, *, planned: int, epoch: int) -> Float[Tensor, ""]:
         loss = self._loss(self._forward, batch, epoch=epoch) / planned
@@ -122,13 +129,14 @@ def loss_sum(scores: Float[Tensor, "b k"], batch: Batch) -> Float[Tensor, ""]:
 
 
 def fitting(
-    run: Callable[[Batch], Tensor], probe: Callable[[Batch], object], batch: Batch, *, batches: int
+    run: Callable[[Batch], Tensor], probe: Callable[[Batch], object] | None, batch: Batch, *, batches: int
 ) -> Tensor:
     """Run a batch; where it does not fit into memory, find out what does, and say so.
 
     Args:
         run: forward and backward of a batch.
-        probe: the same without other processes, which do not take part in finding out.
+        probe: the same without other processes, which do not take part in finding out; None where it takes
+            them to run anything.
         batch: to run.
         batches: that make up a step, over all processes.
 
@@ -141,6 +149,10 @@ def fitting(
         if not _is_memory(error):
             raise
     # Past the handler, whose traceback holds the tensors of the forward that failed.
+    if probe is None:
+        raise MemoryLimitError(
+            f"{_too_much(batch)}: accumulate more batches, or make the budget of tokens smaller."
+        )
     fits = len(batch) // 2
     while fits and not _fits(probe, _first(batch, fits)):
         fits //= 2
@@ -175,17 +187,20 @@ def _is_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _advice(batch: Batch, fits: int, batches: int) -> str:
+def _too_much(batch: Batch) -> str:
     spec = batch.spec
     clip = f"{spec.frames} frames of {spec.height} x {spec.width} px, patch {spec.patch[0]} x {spec.patch[1]}"
-    where = f"do not fit into the memory of {batch.clips.device}"
+    return f"{len(batch)} clips of {clip}, do not fit into the memory of {batch.clips.device}"
+
+
+def _advice(batch: Batch, fits: int, batches: int) -> str:
     if not fits:
         return (
-            f"{len(batch)} clips of {clip}, {where}, and not even one does: leave that size out of the "
-            "policy, or build the model with use_checkpoint=True."
+            f"{_too_much(batch)}, and not even one does: leave that size out of the policy, or build the "
+            "model with use_checkpoint=True."
         )
     factor = -(-len(batch) // fits)
     return (
-        f"{len(batch)} clips of {clip}, {where}; {fits} of them do, so accumulate {factor} times as many "
-        f"batches, or divide the budget of tokens by {factor} ({fits * batches} such clips a step)."
+        f"{_too_much(batch)}; {fits} of them do, so accumulate {factor} times as many batches, or divide the "
+        f"budget of tokens by {factor} ({fits * batches} such clips a step)."
     )
