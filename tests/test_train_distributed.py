@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from training import CONFIG, ToySource, toy_train
 
 import flexvideo as fv
+from flexvideo.cli import main
 from flexvideo.data.loader import Batch
 from flexvideo.errors import CheckpointError, ConfigError, MemoryLimitError
 from flexvideo.geometry import ClipSpec
@@ -195,11 +196,14 @@ def test_any_model_can_be_shared(tmp_path: Path):
     torch.multiprocessing.spawn(_any_model, (str(tmp_path / "store"),), nprocs=2)
 
 
-def test_one_process_has_nobody_to_share_with(tmp_path: Path):
+def test_one_process_has_nobody_to_share_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(
         ConfigError, match="and this is the only one: start it with `torchrun --nproc-per-node"
     ):
         toy_train(tmp_path / "out", config=SHARDED)
+    data = ["--data", "motion:short:1", "--preset", "tiny", "--hold", "2x16", "--val-split", "none"]
+    assert main(["train", *data, "--shard", "--out", str(tmp_path / "out")]) == 2
+    assert "or leave `shard` out." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -243,7 +247,7 @@ def test_under_torchrun_one_process_speaks(tmp_path: Path):
     small = ["--frames", "2", "--sizes", "16", "--tokens", "192", "--hold", "2x16", "--val-split", "none"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     said = []
-    for more in ([], [], ["--device", "cpu"]):
+    for more in ([], [], ["--device", "cpu"], ["--shard", "--out", str(tmp_path / "sharded")]):
         command = [*torchrun, "-m", "flexvideo", *train, *small, "--out", str(tmp_path / "run"), *more]
         said.append(subprocess.run(command, capture_output=True, text=True, timeout=200, check=False).stderr)
     for text in (
@@ -255,7 +259,9 @@ def test_under_torchrun_one_process_speaks(tmp_path: Path):
         assert said[0].count(text) == 1
     assert said[1].count("holds a run already: resume it (--resume)") == 1
     assert said[2].count("Under torchrun each process has a device of its own: leave --device out.") == 1
-    assert fv.load(tmp_path / "run").num_classes == 18
+    assert "2 steps, loss" in said[3]
+    for out in ("run", "sharded"):
+        assert fv.load(tmp_path / out).num_classes == 18
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch):
