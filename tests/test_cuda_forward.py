@@ -13,9 +13,9 @@ from flexvideo.scan.reference import selective_scan
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
-def launch(l: int, n: int, *, spans: int = 1) -> Launch:
+def launch(l: int, n: int, *, spans: int = 1, span: int | None = None) -> Launch:
     """One block of threads along time, or several."""
-    span = -(-l // (spans * 16)) * 16
+    span = span or -(-l // (spans * 16)) * 16
     return Launch(-(-n // 4), span, -(-l // span))
 
 
@@ -78,13 +78,14 @@ def test_spans_agree():
 
 
 @emulated
-def test_states_are_those_before_every_block():
-    k, b, l, d, n = 2, 1, 150, 4, 16
+@pytest.mark.parametrize(("l", "span"), [(150, None), (193, 176)], ids=["one", "longer than the blocks"])
+def test_states_are_those_before_every_block(l, span):
+    k, b, d, n = 2, 2, 4, 16
     inputs = scan_inputs(k, b, l, d, n, device="cpu")
     u, delta, A, B, _, _, _, bias = (x.double() for x in inputs)
     dt = torch.nn.functional.softplus(delta + bias[:, None, None])
     pad = -l % BLOCK
-    _, states = run_forward(inputs)
+    _, states = run_forward(inputs, span=span)
     for side in range(k):
         steps = [None] * pad + list(range(l))[::-1] if side else list(range(l))
         h = torch.zeros(b, d, n, dtype=torch.double)

@@ -305,7 +305,7 @@ struct Walk {
     const Scalar *u, *delta, *z;
     Scalar* out;
     float* states;
-    int L, D, kept;  // kept: steps since the first whose state is kept
+    int L, D, kept, end;  // kept: steps since the first whose state is kept; end: of those whose states are kept
 };
 
 DEVICE void load_next(Walk& walk, int ahead) {
@@ -322,7 +322,7 @@ DEVICE void walk_tile(Walk& walk, int tile) {
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) now[g] = walk.next.u[g];
 #if !ENDS
-    if (walk.kept > 0 && walk.kept % KEPT == 0)
+    if (walk.kept > 0 && walk.kept < walk.end && walk.kept % KEPT == 0)
         store_states(walk.states + (long long)(walk.kept / KEPT * PADDED) * walk.D, walk.of, walk.D, walk.at.width);
     walk.kept += STEPS;
     if (late) load_steps(gate, walk.z, walk.gates, walk.steps, walk.bounds, 0, Pair());
@@ -365,10 +365,10 @@ scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* 
     carry += ((kb * spans + index) * PADDED + at.lane * HELD) * D + at.channel;
     Walk walk;
     walk.at = at;
-    walk.L = L, walk.D = D;
+    walk.L = L, walk.D = D, walk.end = (int)blocks * KEPT;
     walk.u = u + kb * L * D, walk.delta = delta + kb * L * D, walk.out = out + b * L * D, walk.z = z + b * z_b;
     walk.states = states + (kb * blocks * PADDED + at.lane * HELD) * D + at.channel;
-    walk.kept = span * index + (at.side ? (int)blocks * KEPT - span * spans : 0);
+    walk.kept = span * index + (at.side ? walk.end - span * spans : 0);
     walk.bounds = {at.width ? (unsigned)L * D * (unsigned)sizeof(Scalar) : 0, at.width > 1};
     walk.steps = cursor_of(at, own, D), walk.gates = cursor_of(at, own, (int)z_l);
     walk.rows = rows_of(B + at.side * b_k + b * b_b, C + at.side * c_k + b * c_b, b_l, c_l, t, at.sign);
