@@ -19,7 +19,7 @@ def launch(l: int, n: int, *, spans: int = 1, span: int | None = None) -> Launch
     return Launch(-(-n // 4), span, -(-l // span))
 
 
-def run_forward(inputs, **sizes):
+def run_forward(inputs, *, keep=True, **sizes):
     """The kernel in the emulation, with its threads in both orders: the same bits."""
     l, n = inputs[0].shape[2], inputs[2].shape[-1]
     results = []
@@ -28,7 +28,7 @@ def run_forward(inputs, **sizes):
         def run(*arguments, order=order, **keywords):
             cuda_cpu.run(*arguments, **keywords, reversed_order=order)
 
-        results.append(scan_forward(*inputs, launch=launch(l, n, **sizes), run=run))
+        results.append(scan_forward(*inputs, launch=launch(l, n, **sizes), keep=keep, run=run))
     (out, states), again = results
     for one, other in ((out, again[0]), (states, again[1])):
         assert torch.equal(one.nan_to_num(), other.nan_to_num())
@@ -68,6 +68,15 @@ def test_agrees_with_the_reference(dtype):
 )
 def test_agrees_at_odd_sizes(shape, dtype):
     agrees(shape, dtype)
+
+
+@emulated
+def test_states_are_kept_only_when_asked_for():
+    inputs = scan_inputs(2, 1, 70, 4, 16, device="cpu")
+    out, _ = run_forward(inputs)
+    again, states = run_forward(inputs, keep=False)
+    assert torch.equal(out, again)
+    assert states.numel() == 0
 
 
 @emulated
@@ -175,13 +184,13 @@ def test_too_long_sequences_are_refused():
 def variants():
     """Macros of every kind of kernel that is compiled for a model."""
     common = {"DIRECTIONS": 2, "STATES": 16, "HELD": 4, "STEPS": 8, "WARPS": 2, "BLOCKS": 5, "KEPT": BLOCK}
+    common |= {"PAIRS": 1, "QUADS": 1, "SAVE": 1, "ENDS": 0, "CARRY": 0}
     for dtype in (0, 1, 2):
-        for ends, carry in ((0, 0), (1, 0), (0, 1)):
-            yield {"DTYPE": dtype, **common, "PAIRS": 1, "QUADS": 1, "ENDS": ends, "CARRY": carry}
-    yield {"DTYPE": 2, **common, "PAIRS": 0, "QUADS": 0, "ENDS": 0, "CARRY": 0}
-    yield {"DTYPE": 2, **common, "DIRECTIONS": 1, "BLOCKS": 10, "PAIRS": 1, "QUADS": 1, "ENDS": 0, "CARRY": 0}
-    wide = {"STATES": 64, "HELD": 16, "BLOCKS": 2}
-    yield {"DTYPE": 0, **common, **wide, "PAIRS": 1, "QUADS": 1, "ENDS": 0, "CARRY": 0}
+        for kind in ({}, {"SAVE": 0}, {"SAVE": 0, "ENDS": 1}, {"CARRY": 1}):
+            yield {"DTYPE": dtype, **common, **kind}
+    yield {"DTYPE": 2, **common, "PAIRS": 0, "QUADS": 0}
+    yield {"DTYPE": 2, **common, "DIRECTIONS": 1, "BLOCKS": 10}
+    yield {"DTYPE": 0, **common, "STATES": 64, "HELD": 16, "BLOCKS": 2}
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@
 //
 // Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between two
 // states kept for the backward pass), PAIRS and QUADS (rows are aligned: 2 channels, 4 states are one load),
-// ENDS (only what a span does to a zero state), CARRY (the state at a span's beginning is read).
+// SAVE (states are kept for the backward pass), ENDS (only what a span does to a zero state), CARRY (the state at a
+// span's beginning is read).
 #include "cuda_common.cuh"
 
 #define LANES 4
@@ -321,10 +322,12 @@ DEVICE void walk_tile(Walk& walk, int tile) {
     Pair now[GROUPS], gate[GROUPS], partner[GROUPS];
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) now[g] = walk.next.u[g];
-#if !ENDS
+#if SAVE
     if (walk.kept > 0 && walk.kept < walk.end && walk.kept % KEPT == 0)
         store_states(walk.states + (long long)(walk.kept / KEPT * PADDED) * walk.D, walk.of, walk.D, walk.at.width);
     walk.kept += STEPS;
+#endif
+#if !ENDS
     if (late) load_steps(gate, walk.z, walk.gates, walk.steps, walk.bounds, 0, Pair());
     if (late && DIRECTIONS == 2) load_steps(partner, walk.out, walk.steps, walk.steps, walk.bounds, 0, Pair());
 #endif
@@ -378,7 +381,7 @@ scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* 
     KEEP("+r", walk.steps.group);
     walk.skip = load_channels(skip, at, D), walk.bias = load_channels(bias, at, D);
     walk.sum = make_float2(0.0f, 0.0f);
-#if !ENDS
+#if SAVE
     if (index == 0) store_states(walk.states, walk.of, D, at.width);
 #endif
     load_next(walk, 0);

@@ -63,9 +63,10 @@ def scan_forward(
     delta_bias: Tensor,
     *,
     launch: Launch,
+    keep: bool = True,
     run: Callable[..., None] = nvrtc.run,
 ) -> tuple[Tensor, Tensor]:
-    """The gated scan, and the states before every BLOCK steps (k, b, blocks, states, d)."""
+    """The gated scan, and with `keep` the states before every BLOCK steps (k, b, blocks, states, d)."""
     (k, b, l, d), n = u.shape, A.shape[-1]
     check_sizes(u, z, n)
     u, delta, A, D, delta_bias = (x.contiguous() for x in (u, delta, A, D, delta_bias))
@@ -74,7 +75,7 @@ def scan_forward(
     out = torch.empty(b, l, d, dtype=u.dtype, device=u.device)
     carry = torch.empty(k, b, spans, padded, d, device=u.device)
     decay = torch.empty(k, b, spans, d, device=u.device)
-    states = torch.empty(k, b, blocks, padded, d, device=u.device)
+    states = torch.empty(k, b, blocks if keep else 0, padded, d, device=u.device)
     sizes = (l, d, blocks, launch.span, z.stride(0), z.stride(1), *B.stride()[:3], *C.stride()[:3])
     variant = {
         "DTYPE": DTYPES[u.dtype],
@@ -97,7 +98,8 @@ def scan_forward(
             32 * WARPS * k,
             *(u, delta, A, B, C, D, z, delta_bias, out, carry, decay, states),
             *sizes,
-            defines=variant | {"ENDS": int(ends), "CARRY": int(spans > 1 and not ends)},
+            defines=variant
+            | {"SAVE": int(keep and not ends), "ENDS": int(ends), "CARRY": int(spans > 1 and not ends)},
         )
 
     if spans > 1:
