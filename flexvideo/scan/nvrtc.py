@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ FOLDER = Path(__file__).parent
 HEADER = "cuda_common.cuh"
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 Defines = tuple[tuple[str, int], ...]
+_LEFT = ctypes.byref(ctypes.c_void_p())  # where the driver says which context was left
 
 
 def run(
@@ -52,22 +54,21 @@ def run(
     """
     first = arguments[0]
     assert isinstance(first, Tensor)
-    function, context = _loaded(source, kernel, tuple(defines.items()), first.device.index, shared)
-    values = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
-    words = (ctypes.c_longlong * len(values))(*values)
-    at = ctypes.addressof(words)
-    pointers = (ctypes.c_void_p * len(values))(*range(at, at + 8 * len(values), 8))
-    stream = ctypes.c_void_p(torch.cuda.current_stream(first.device).cuda_stream)
+    device = first.device.index
+    function, context = _loaded(source, kernel, tuple(defines.items()), device, shared)
+    # arrays, since a model starts hundreds of kernels and ctypes' own take several times as long to make
+    words = array("q", [x if isinstance(x, int) else x.data_ptr() for x in arguments])
+    at, count = words.buffer_info()
+    pointers = array("q", range(at, at + 8 * count, 8))
+    stream = torch._C._cuda_getCurrentRawStream(device)  # as Triton does; the public way makes an object
     driver = _driver()
     # a thread of the backward pass may have no context yet
     _check(driver.cuCtxPushCurrent_v2(context), "enter the context")
-    try:
-        _check(
-            driver.cuLaunchKernel(function, *grid, threads, 1, 1, shared, stream, pointers, None),
-            f"start {kernel}",
-        )
-    finally:
-        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    started = driver.cuLaunchKernel(
+        function, *grid, threads, 1, 1, shared, stream, pointers.buffer_info()[0], None
+    )
+    driver.cuCtxPopCurrent_v2(_LEFT)
+    _check(started, f"start {kernel}")
 
 
 def unavailable() -> str | None:
@@ -173,7 +174,9 @@ def _check(result: int, what: str) -> None:
 
 @functools.cache
 def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("libcuda.so.1")
+    driver, address, number = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p, ctypes.c_uint
+    driver.cuLaunchKernel.argtypes = [address, *[number] * 7, address, address, address]
+    return driver
 
 
 @functools.cache
