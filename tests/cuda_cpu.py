@@ -49,9 +49,9 @@ def run(
 ) -> None:
     """Stands in for `nvrtc.run`: pointers for tensors, 64-bit integers for numbers."""
     function = getattr(library(source, tuple(defines.items())), f"{kernel}_on_cpu")
-    values = [
-        ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else ctypes.c_longlong(x) for x in arguments
-    ]
-    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+    values = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+    words = (ctypes.c_longlong * len(values))(*values)
+    at = ctypes.addressof(words)
+    pointers = (ctypes.c_void_p * len(values))(*range(at, at + 8 * len(values), 8))
     sizes = (ctypes.c_int * 4)(*grid, threads)
     assert function(sizes, int(reversed_order), pointers) == 0, f"{kernel}: threads wait for ever"

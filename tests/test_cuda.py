@@ -49,7 +49,7 @@ def emulation(monkeypatch):
     monkeypatch.setattr(registry, "reason", lambda _: None)
     for name in ("scan_forward", "scan_backward"):
         monkeypatch.setattr(cuda, name, partial(getattr(cuda, name), run=cuda_cpu.run))
-    plain = ("conv", "conv_backward", "add_norm", "add_norm_backward")
+    plain = ("conv", "conv_backward", "add_norm", "add_norm_backward", "gather")
     here = {name: partial(getattr(cuda.KERNELS, name), run=cuda_cpu.run) for name in plain}
     monkeypatch.setattr(cuda, "KERNELS", dataclasses.replace(cuda.KERNELS, **here))
 

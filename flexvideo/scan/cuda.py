@@ -1,7 +1,8 @@
 """The scan on NVIDIA GPUs by kernels in CUDA C, compiled by NVRTC at first use: neither a toolkit nor Triton.
 
 `cuda_forward.*`, `cuda_chain.cu` and `cuda_backward.*` hold the scan, `cuda_conv.*` the convolution,
-`cuda_norm.*` the normalisation, `cuda_common.cuh` what they share; `nvrtc.py` compiles and starts them.
+`cuda_norm.*` the normalisation, `cuda_gather.*` the stacking of weights, `cuda_common.cuh` what they share;
+`nvrtc.py` compiles and starts them.
 Float64 is left to the reference. The Triton kernels do the same more slowly.
 """
 
@@ -15,6 +16,7 @@ from flexvideo.scan import nvrtc
 from flexvideo.scan.cuda_backward import backward_launch_for, scan_backward
 from flexvideo.scan.cuda_conv import conv_backward, conv_forward
 from flexvideo.scan.cuda_forward import DTYPES, kept, launch_for, scan_forward
+from flexvideo.scan.cuda_gather import gather
 from flexvideo.scan.cuda_norm import norm_backward, norm_forward
 from flexvideo.scan.mixing import fused
 from flexvideo.scan.ops import Kernels, operators
@@ -94,6 +96,6 @@ def unavailable() -> str | None:
     return nvrtc.unavailable()
 
 
-KERNELS = Kernels(scan, backward, saved, conv_forward, conv_backward, norm_forward, norm_backward)
+KERNELS = Kernels(scan, backward, saved, conv_forward, conv_backward, norm_forward, norm_backward, gather)
 selective_scan, causal_conv = operators("cuda")
 FUSED = fused("cuda")

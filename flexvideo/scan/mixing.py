@@ -3,8 +3,8 @@
 Plain autograd keeps the input of every product: of a block of VideoMamba-M some 1.1 GB at 16 clips of 3137
 tokens. The operator keeps the states of the scan and the rows of `x_proj`, (K, B L, R + 2 N), and finds the
 rest again: its normalised input from the residual stream, the projections, convolution and step sizes by
-computing them twice, and the output of the scan on the scan's own way back. Its 16 weights are gathered in
-one or two launches, stacked by direction, on every call: none is kept, for they change.
+computing them twice, and the output of the scan on the scan's own way back. Its 16 weights are gathered,
+stacked by direction, on every call: none is kept, for they change.
 
 Shapes: B batch, L tokens, D width, E inner width, N state, R rank of the step size, K = 2 directions.
 """
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from flexvideo.scan.norm import forward as add_norm_forward
-from flexvideo.scan.ops import conv_flops, kernels_of, refuse_second_derivatives, scan_flops
+from flexvideo.scan.ops import Kernels, conv_flops, kernels_of, refuse_second_derivatives, scan_flops
 from flexvideo.scan.reference import accumulation_dtype
+from flexvideo.scan.stacking import Stack, stacked
 
 COUNT = 16  # weights
 ALIGN = 8  # elements of 16 bits that products load at once
@@ -98,40 +98,26 @@ class _Weights:
     D: Float[Tensor, "k e"]
 
 
-def _gathered(weights: list[Tensor], dtype: torch.dtype) -> _Weights:
+def _gathered(weights: list[Tensor], dtype: torch.dtype, kernels: Kernels) -> _Weights:
     wide = accumulation_dtype(weights[0].new_empty(0, dtype=dtype))
-    in_proj, out_proj = weights[:2]
-    filters, biases, x_projs, dt_projs, *rest = (weights[i : i + 2] for i in range(2, len(weights), 2))
-    if in_proj.dtype == dtype:
-        x_proj, dt_proj = _stacked([x_projs, dt_projs], dtype)
-    else:
-        (in_proj,), (out_proj,), x_proj, dt_proj = _stacked([[in_proj], [out_proj], x_projs, dt_projs], dtype)
-    rank = dt_proj.shape[-1]
-    if pad := _padding(rank):
-        low, rows = x_proj.split((rank, x_proj.shape[1] - rank), dim=1)
-        x_proj = torch.cat((low, low.new_zeros(len(low), pad, low.shape[-1]), rows), dim=1)
-        dt_proj = F.pad(dt_proj, (0, pad))
-    conv, conv_bias, bias, A, D = _stacked([filters, biases, *rest], wide)
-    return _Weights(in_proj, out_proj, conv.squeeze(2), conv_bias, x_proj, dt_proj, bias, A.exp_().neg_(), D)
+    filters, biases, x_projs, dt_projs, *rest = (weights[i : i + 2] for i in range(2, COUNT, 2))
+    dt_biases, A_logs, Ds = rest
+    rank = dt_projs[0].shape[1]
+    pad = _padding(rank)
+    stacks = [Stack(x_projs, dtype, (0, rank, pad)), Stack(dt_projs, dtype, (1, rank, pad))]
+    stacks += [Stack(pair, wide) for pair in (filters, biases, dt_biases, Ds)]
+    stacks.append(Stack(A_logs, wide, decay=True))
+    both = weights[:2]
+    if both[0].dtype != dtype:
+        stacks += [Stack([weight], dtype) for weight in both]
+    x_proj, dt_proj, conv, conv_bias, dt_bias, D, A, *cast = (kernels.gather or stacked)(stacks)
+    in_proj, out_proj = [weight[0] for weight in cast] or both
+    return _Weights(in_proj, out_proj, conv.squeeze(2), conv_bias, x_proj, dt_proj, dt_bias, A, D)
 
 
 def _padding(rank: int) -> int:
     """Zeros to add to a rank: products are several times slower where rows do not begin at 16 bytes."""
     return -rank % ALIGN
-
-
-def _stacked(groups: list[list[Tensor]], dtype: torch.dtype) -> list[Tensor]:
-    """Stack the tensors of each group, all of them by one copy for each dtype that they come in."""
-    device = groups[0][0].device
-    stacks = [torch.empty((len(group), *group[0].shape), dtype=dtype, device=device) for group in groups]
-    copies = [part for stack in stacks for part in stack.unbind()]
-    weights = [weight for group in groups for weight in group]
-    for kind in {weight.dtype: None for weight in weights}:
-        of_kind = [i for i, weight in enumerate(weights) if weight.dtype == kind]
-        new, old = [copies[i] for i in of_kind], [weights[i] for i in of_kind]
-        # private, as all of torch's functions of lists are; one launch on a GPU
-        torch._foreach_copy_(new, old)  # pyright: ignore[reportPrivateImportUsage]
-    return stacks
 
 
 def _split(rows: Tensor, weights: _Weights, tokens: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,7 +138,7 @@ def _mixer(
 ) -> tuple[Tensor, list[Tensor]]:
     kernels, tokens = kernels_of(backend), hidden.shape[:2]
     with torch.autocast(hidden.device.type, enabled=False):
-        w = _gathered(weights, hidden.dtype)
+        w = _gathered(weights, hidden.dtype, kernels)
         x, z = (hidden @ w.in_proj.T).chunk(2, dim=-1)  # (B, L, E) each
         u = kernels.conv(x, w.conv, w.conv_bias)
         rows = torch.bmm(u.flatten(1, 2), w.x_proj.mT)
@@ -174,7 +160,7 @@ def _mixer_backward(
 ) -> tuple[Tensor, list[Tensor]]:
     kernels, (rows, *states), tokens, dtype = kernels_of(backend), saved, grad.shape[:2], grad.dtype
     with torch.autocast(grad.device.type, enabled=False):
-        w = _gathered(weights, dtype)
+        w = _gathered(weights, dtype, kernels)
         hidden = kept
         if scale is not None:
             _, hidden = (kernels.add_norm or add_norm_forward)(kept, None, scale, eps, dtype)

@@ -39,6 +39,7 @@ def run(
     """Launch a kernel on the current stream of the first argument's device.
 
     Every argument takes 8 bytes: a tensor is the pointer to its first element, a number is a `long long`.
+    They lie side by side, so that the last of them may be the fields of one struct.
 
     Args:
         source: file name of the CUDA C beside this module.

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from flexvideo.errors import BackendError
 from flexvideo.scan.registry import load
+from flexvideo.scan.stacking import Stack
 
 SCAN = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, Tensor delta_bias"
 CONV = "Tensor x, Tensor weight, Tensor bias"
@@ -34,6 +35,7 @@ class Kernels:
         conv_backward: (gradient, x, weight, bias) -> 3 gradients.
         add_norm: `flexvideo.scan.norm.forward`, which runs when None.
         add_norm_backward: `flexvideo.scan.norm.backward`, which runs when None.
+        gather: `flexvideo.scan.stacking.stacked`, which runs when None.
     """
 
     scan: Callable[..., tuple[Tensor, list[Tensor]]]
@@ -43,6 +45,7 @@ class Kernels:
     conv_backward: Callable[..., Sequence[Tensor]]
     add_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
     add_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+    gather: Callable[[Sequence[Stack]], list[Tensor]] | None = None
 
 
 def operators(backend: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:

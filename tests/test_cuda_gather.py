@@ -1,0 +1,68 @@
+"""The CUDA kernel that gathers weights: emulated on the CPU, and compiled where NVRTC is installed."""
+
+import cuda_cpu
+import pytest
+import torch
+from cuda_cases import emulated
+
+from flexvideo.scan import nvrtc
+from flexvideo.scan.cuda_gather import gather
+from flexvideo.scan.stacking import Stack, stacked
+
+WIDE, HALF, NARROW = torch.float32, torch.float16, torch.bfloat16
+
+
+def stacks_of(width, rank, old, new, device="cpu"):
+    """The weights of a mixer, more or less: with gaps along either dimension, a decay, and single ones."""
+
+    def pair(*shape, dtype=old):
+        return [torch.randn(*shape).to(device, dtype) for _ in range(2)]
+
+    rows = [x.t() for x in pair(width, rank + 32)]  # not contiguous
+    return [
+        Stack(rows, new, (0, rank, -rank % 8)),
+        Stack(pair(width, rank), new, (1, rank, -rank % 8)),
+        Stack(pair(width, 1, 4), WIDE),
+        Stack(pair(width), WIDE),
+        Stack(pair(width, 16, dtype=WIDE), WIDE, decay=True),
+        Stack(pair(3 * width, width)[:1], new),
+    ]
+
+
+def check(stacks, **options):
+    for found, expected, stack in zip(gather(stacks, **options), stacked(stacks), stacks, strict=True):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert found.shape == stack.shape
+        assert found.is_contiguous()
+        torch.testing.assert_close(found, expected, rtol=1e-6 if stack.decay else 0, atol=0)
+
+
+@emulated
+@pytest.mark.parametrize(("old", "new"), [(WIDE, NARROW), (WIDE, HALF), (HALF, NARROW), (WIDE, WIDE)])
+@pytest.mark.parametrize(("width", "rank"), [(48, 12), (48, 8), (37, 3), (120, 5)])
+def test_agrees_with_torch(width, rank, old, new):
+    torch.manual_seed(0)
+    check(stacks_of(width, rank, old, new), run=cuda_cpu.run)
+
+
+@emulated
+def test_weights_at_odd_addresses_and_in_float64():
+    torch.manual_seed(0)
+    odd = torch.randn(65)[1:].view(8, 8)
+    check([Stack([odd, odd.double()], NARROW, (1, 4, 4)), Stack([odd], WIDE)], run=cuda_cpu.run)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("dtype", range(3))
+def test_compiles(architecture, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
+    assert nvrtc.compiled("cuda_gather.cu", (("DTYPE", dtype), ("PARTS", 16), ("EACH", 2)), architecture)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("old", "new"), [(WIDE, NARROW), (HALF, NARROW), (WIDE, WIDE)])
+@pytest.mark.parametrize(("width", "rank"), [(1152, 36), (384, 12), (37, 3)])
+def test_agrees_on_the_device(width, rank, old, new):
+    check(stacks_of(width, rank, old, new, "cuda"))
