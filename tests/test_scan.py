@@ -338,7 +338,9 @@ def test_opcheck(backend):
         scan_inputs(b=1, l=7, d=6, n=3, dtype=torch.float32),
         conv_inputs(b=1, l=7, d=6, dtype=torch.float32),
     )
-    torch.library.opcheck(torch.ops.flexvideo.selective_scan.default, (*scan, backend))
+    torch.library.opcheck(torch.ops.flexvideo.selective_scan.default, (*scan, True, backend))
+    plain = [x.detach() for x in scan]
+    torch.library.opcheck(torch.ops.flexvideo.selective_scan.default, (*plain, False, backend))
     torch.library.opcheck(torch.ops.flexvideo.causal_conv.default, (*conv, backend))
 
 

@@ -93,7 +93,9 @@ def test_operator_contract():
     scan = [x.cuda().requires_grad_() for x in scan_inputs(2, 1, 9, 8)]
     conv = [x.cuda().requires_grad_() for x in conv_inputs(2, 1, 9, 8)]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.flexvideo.selective_scan.default, (*scan, "mamba-ssm"), test_utils=tests)
+    torch.library.opcheck(
+        torch.ops.flexvideo.selective_scan.default, (*scan, True, "mamba-ssm"), test_utils=tests
+    )
     torch.library.opcheck(torch.ops.flexvideo.causal_conv.default, (*conv, "mamba-ssm"), test_utils=tests)
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import flexvideo as fv
@@ -187,6 +189,51 @@ def test_a_training_step_of_videomamba_m_fits_in_16_gib():
     assert 32 * middle < 8 * 2**30
 
 
+class Kept(TorchDispatchMode):
+    """Tensors that the mixers and scans inside it keep, one number a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function in (torch.ops.flexvideo.mixer.default, torch.ops.flexvideo.selective_scan.default):
+            self.counts.append(len(out[1]))
+        return out
+
+
+def counts_of(function: Callable[[], object]) -> list[int]:
+    with Kept() as kept:
+        function()
+    return kept.counts
+
+
+def test_nothing_is_kept_where_no_gradient_is_wanted():
+    model = fused()
+    assert counts_of(lambda: model(clip())) == [2, 2, 1, 1]  # the last block runs its directions apart
+    with torch.no_grad():
+        assert counts_of(lambda: model(clip())) == [0, 0, 0, 0]
+    with torch.inference_mode():
+        assert counts_of(lambda: model(clip())) == [0, 0, 0, 0]
+    model.requires_grad_(False)
+    assert counts_of(lambda: model(clip())) == [0, 0, 0, 0]
+    assert counts_of(lambda: model(clip().requires_grad_())) == [2, 2, 1, 1]
+    model.layers[1].mixer.D.requires_grad_(True)
+    assert counts_of(lambda: model(clip())) == [0, 2, 1, 1]
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_recomputed_blocks_keep_the_second_time(use_reentrant):
+    block, x = fused().layers[1], torch.randn(1, 9, 32, requires_grad=True)
+    (expected,) = torch.autograd.grad(block(x, x)[0].square().sum(), x)
+    with Kept() as kept:
+        out = checkpoint(lambda x: block(x, x)[0], x, use_reentrant=use_reentrant)
+        out.square().sum().backward()
+    assert kept.counts == ([0, 2] if use_reentrant else [2, 2])
+    assert error(x.grad, expected) < 1e-5
+
+
 # --- with the rest of torch ---
 
 
@@ -215,7 +262,7 @@ def inputs_of_the_operators() -> tuple[list, list]:
     hidden = torch.nn.functional.rms_norm(total, (32,), scale, 1e-5).detach().requires_grad_()
     added = torch.randn(2, 9, 32, dtype=LOW, requires_grad=True)
     return (
-        [hidden, total, scale, weights, 1e-5, "chunked"],
+        [hidden, total, scale, weights, 1e-5, True, "chunked"],
         [added, total, scale, 1e-5, LOW, "chunked"],
     )
 
@@ -225,6 +272,8 @@ def test_opcheck():
     mixer, add_norm = inputs_of_the_operators()
     torch.library.opcheck(torch.ops.flexvideo.mixer.default, mixer)
     torch.library.opcheck(torch.ops.flexvideo.mixer.default, [mixer[0], None, None, *mixer[3:]])
+    plain = [x.detach() for x in mixer[:3]], [x.detach() for x in mixer[3]]
+    torch.library.opcheck(torch.ops.flexvideo.mixer.default, [*plain[0], plain[1], 1e-5, False, "chunked"])
     torch.library.opcheck(torch.ops.flexvideo.add_norm.default, add_norm)
     torch.library.opcheck(torch.ops.flexvideo.add_norm.default, [add_norm[0], None, *add_norm[2:]])
     torch.library.opcheck(torch.ops.flexvideo.add_norm.default, [add_norm[1], *add_norm[1:4], LOW, "chunked"])
@@ -300,6 +349,29 @@ def test_exports(strict, tmp_path):
     torch.export.save(program, tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").module()
     torch.testing.assert_close(loaded(clip().repeat(3, 1, 1, 1, 1)), model(clip().repeat(3, 1, 1, 1, 1)))
+
+
+@pytest.mark.unchecked
+def test_exported_for_inference_says_so_in_a_backward_pass():
+    model = fused()
+    with torch.no_grad():
+        program = torch.export.export(model, (clip(),)).module()
+    assert counts_of(lambda: program(clip())) == [0, 0, 0, 0]
+    torch.testing.assert_close(program(clip()), model(clip()))
+    with pytest.raises(BackendError, match=r"exported for inference.*with gradients on, outside of"):
+        program(clip()).sum().backward()
+
+
+@pytest.mark.unchecked
+@pytest.mark.usefixtures("_cold")
+def test_compiled_for_inference_and_then_for_training():
+    block, x = fused().layers[1], torch.randn(1, 9, 32)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, x), block(x, x))
+    out = compiled(x, x)[0]
+    grads = [torch.autograd.grad(y.sum(), list(block.mixer.parameters())) for y in (out, block(x, x)[0])]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.gpu

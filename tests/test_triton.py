@@ -108,7 +108,7 @@ def test_long_memory_no_worse_than_the_sequential_float32(length):
 @pytest.mark.gpu
 def test_opcheck():
     inputs = [x.requires_grad_() for x in cases.scan_inputs(2, 1, 40, 16, 16, **GPU)]
-    torch.library.opcheck(torch.ops.flexvideo.selective_scan.default, (*inputs, "triton"))
+    torch.library.opcheck(torch.ops.flexvideo.selective_scan.default, (*inputs, True, "triton"))
     conv = [torch.randn(s, device="cuda", requires_grad=True) for s in ((1, 40, 16), (2, 16, 4), (2, 16))]
     torch.library.opcheck(torch.ops.flexvideo.causal_conv.default, (*conv, "triton"))
 

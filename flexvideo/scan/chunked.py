@@ -29,19 +29,23 @@ def scan(
     D: Float[Tensor, "k d"],
     z: Float[Tensor, "b l d"],
     delta_bias: Float[Tensor, "k d"],
+    *,
+    keep: bool = True,
 ) -> tuple[Float[Tensor, "b l d"], list[Tensor]]:
-    """The gated scan, and the state at the start of every chunk."""
+    """The gated scan, and with `keep` the state at the start of every chunk."""
     dtype = accumulation_dtype(u)
     A, bias = A.to(dtype), delta_bias.to(dtype)[:, None, None]
     y = (u.to(dtype) * D.to(dtype)[:, None, None]).sum(0)
     h, states = A.new_zeros(*u.shape[:2], *A.shape[1:]), []
     for span in _spans(u.shape[2]):
-        states.append(h)
+        if keep:
+            states.append(h)
         u_t, delta_t, B_t, C_t = (_take(x, span).to(dtype) for x in (u, delta, B, C))
         hs = _states(h, *_recurrence(u_t, F.softplus(delta_t + bias), A, B_t))
         h = hs[-1].clone()  # not a view, which would keep the whole chunk alive
         _give(y, (hs @ C_t.movedim(2, 0)[..., None]).squeeze(-1).movedim(0, 2), span)
-    return (y * F.silu(z.to(dtype))).to(u.dtype), [torch.stack(states, dim=-2).flatten(-2)]
+    saved = [torch.stack(states, dim=-2).flatten(-2)] if keep else []
+    return (y * F.silu(z.to(dtype))).to(u.dtype), saved
 
 
 def scan_backward(

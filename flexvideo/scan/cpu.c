@@ -96,7 +96,7 @@ INLINE vec softplus(vec x) {
 
 typedef struct {
     const float *u, *delta, *A, *B, *C, *D, *z, *bias;
-    float *out, *states;                                            /* states: chunks k b n d */
+    float *out, *states;                                            /* states: chunks k b n d; forward may be NULL */
     const float *grad;                                              /* from here on backward only */
     float *d_u, *d_delta, *d_A, *d_B, *d_C, *d_D, *d_z, *d_bias;    /* d_A: b k n d; d_B, d_C: groups k b l n */
     long k, b, l, d, n, z_batch, z_row;
@@ -139,7 +139,7 @@ INLINE void scan_chunk(const Scan *s, long k, long b, long c, long from, long to
         __builtin_prefetch(s->delta + (row + next) * s->d + c), __builtin_prefetch(s->u + (row + next) * s->d + c);
         __builtin_prefetch(out + next * s->d, 1);
         if (k == s->k - 1) __builtin_prefetch(z + next * s->z_row);
-        if (i - from < N) __builtin_prefetch(saved + (i - from) * s->d, 1);
+        if (s->states && i - from < N) __builtin_prefetch(saved + (i - from) * s->d, 1);
 #pragma GCC unroll 16
         for (int n = 0; n < N; n++) {
             h[n] = exp2v(dt * A[n]) * h[n] + du * B[n];
@@ -171,7 +171,8 @@ INLINE void scan_task(const Scan *s, long task, int N) {
             float *saved = s->states + ((from / CHUNK * s->k + k) * s->b + b) * N * s->d;
             for (long c = first; c < last; c += LANES) {
                 vec *h = state + (c - first) / LANES * N;
-                for (int n = 0; n < N; n++) store(saved + n * s->d + c, h[n]);
+                if (s->states)
+                    for (int n = 0; n < N; n++) store(saved + n * s->d + c, h[n]);
                 scan_chunk(s, k, b, c, from, least(from + CHUNK, s->l), N, h);
             }
         }

@@ -43,13 +43,15 @@ def scan(
     D: Float[Tensor, "k d"],
     z: Float[Tensor, "b l d"],
     delta_bias: Float[Tensor, "k d"],
+    *,
+    keep: bool = True,
 ) -> tuple[Float[Tensor, "b l d"], list[Tensor]]:
-    """The gated scan, and the state at every 64th step."""
+    """The gated scan, and with `keep` the state at every 64th step."""
     inputs = _scan_inputs(u, delta, A, B, C, D, z, delta_bias)
     padded = inputs["u"]
-    tensors = {"out": torch.empty_like(padded[0]), "states": _states(padded, A)}
-    _call("flexvideo_scan", _Scan, inputs | tensors, "z", n=A.shape[-1])
-    return tensors["out"][..., : u.shape[-1]].to(u.dtype), [tensors["states"]]
+    out, kept = torch.empty_like(padded[0]), {"states": _states(padded, A)} if keep else {}
+    _call("flexvideo_scan", _Scan, inputs | {"out": out} | kept, "z", n=A.shape[-1])
+    return out[..., : u.shape[-1]].to(u.dtype), list(kept.values())
 
 
 def scan_backward(

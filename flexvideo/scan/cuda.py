@@ -25,13 +25,22 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    *,
+    keep: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Output and the states kept for the backward pass."""
+    """Output, and with `keep` the states for the backward pass."""
     (_, b, l, d), device = u.shape, torch.cuda.get_device_properties(u.device)
     launch = launch_for(b, l, d, A.shape[-1], device.multi_processor_count)
-    out, states = scan_forward(*alike(u, delta, A, B, C, D, z, delta_bias), launch=launch)
-    return out.to(u.dtype), [states]
+    out, states = scan_forward(*alike(u, delta, A, B, C, D, z, delta_bias), launch=launch, keep=keep)
+    return out.to(u.dtype), [states] if keep else []
 
 
 def backward(

@@ -29,8 +29,10 @@ def scan(
     D: Float[Tensor, "k d"],
     z: Float[Tensor, "b l d"],
     delta_bias: Float[Tensor, "k d"],
+    *,
+    keep: bool = True,
 ) -> tuple[Float[Tensor, "b l d"], list[Tensor]]:
-    """The gated scan; saves the kernel's states and the sum of the directions before the gate."""
+    """The gated scan; with `keep` the kernel's states and the sum of the directions before the gate too."""
     y, states = torch.zeros_like(z, dtype=u.dtype), []
     for k in range(u.shape[0]):
         out, state, *_ = _extension("selective_scan_cuda").fwd(
@@ -38,7 +40,7 @@ def scan(
         )
         y += _back(out, k)
         states.append(state.flatten(2))
-    return y * F.silu(z), [torch.stack(states), y]
+    return y * F.silu(z), [torch.stack(states), y] if keep else []
 
 
 def scan_backward(

@@ -3,8 +3,8 @@
 Plain autograd keeps the input of every product: of a block of VideoMamba-M some 1.1 GB at 16 clips of 3137
 tokens. The operator keeps the states of the scan and the rows of `x_proj`, (K, B L, R + 2 N), and finds the
 rest again: its normalised input from the residual stream, the projections, convolution and step sizes by
-computing them twice, and the output of the scan on the scan's own way back. Its 16 weights are gathered,
-stacked by direction, on every call: none is kept, for they change.
+computing them twice, and the output of the scan on the scan's own way back; where no gradient is wanted it
+keeps nothing. Its 16 weights are gathered, stacked by direction, on every call, since they change.
 
 Shapes: B batch, L tokens, D width, E inner width, N state, R rank of the step size, K = 2 directions.
 """
@@ -19,7 +19,15 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from flexvideo.scan.norm import forward as add_norm_forward
-from flexvideo.scan.ops import Kernels, conv_flops, kernels_of, refuse_second_derivatives, scan_flops
+from flexvideo.scan.ops import (
+    Kernels,
+    check_kept,
+    conv_flops,
+    gradient_wanted,
+    kernels_of,
+    refuse_second_derivatives,
+    scan_flops,
+)
 from flexvideo.scan.reference import accumulation_dtype
 from flexvideo.scan.stacking import Stack, stacked
 
@@ -27,8 +35,8 @@ COUNT = 16  # weights
 ALIGN = 8  # elements of 16 bits that products load at once
 
 for _name, _schema in {
-    "mixer": "(Tensor hidden, Tensor? total, Tensor? scale, Tensor[] weights, float eps, str backend)"
-    " -> (Tensor, Tensor[])",
+    "mixer": "(Tensor hidden, Tensor? total, Tensor? scale, Tensor[] weights, float eps, bool keep,"
+    " str backend) -> (Tensor, Tensor[])",
     "mixer_backward": "(Tensor grad, Tensor kept, Tensor? scale, Tensor[] weights, Tensor[] saved, float eps,"
     " str backend) -> (Tensor, Tensor[])",
 }.items():
@@ -78,7 +86,8 @@ def fused(backend: str) -> Fused:
 
     def mixer(hidden: Tensor, weights: Sequence[Tensor], source: Normed | None) -> Tensor:
         total, scale, eps = (None, None, 0.0) if source is None else source
-        return torch.ops.flexvideo.mixer(hidden, total, scale, list(weights), eps, backend)[0]
+        keep = gradient_wanted(hidden, total, scale, *weights)
+        return torch.ops.flexvideo.mixer(hidden, total, scale, list(weights), eps, keep, backend)[0]
 
     return Fused(add_norm, mixer)
 
@@ -134,6 +143,7 @@ def _mixer(
     scale: Tensor | None,
     weights: list[Tensor],
     eps: float,
+    keep: bool,
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     kernels, tokens = kernels_of(backend), hidden.shape[:2]
@@ -144,8 +154,8 @@ def _mixer(
         rows = torch.bmm(u.flatten(1, 2), w.x_proj.mT)
         low, B, C = _split(rows, w, tokens)
         delta = torch.bmm(low, w.dt_proj.mT).unflatten(1, tokens)
-        y, saved = kernels.scan(u, delta, w.A, B, C, w.D, z, w.dt_bias)
-        return y @ w.out_proj.T, [rows, *saved]
+        y, saved = kernels.scan(u, delta, w.A, B, C, w.D, z, w.dt_bias, keep=keep)
+        return y @ w.out_proj.T, [rows, *saved] if keep else []
 
 
 @torch.library.impl("flexvideo::mixer_backward", "default")
@@ -202,8 +212,11 @@ def _fake(
     scale: Tensor | None,
     weights: list[Tensor],
     eps: float,
+    keep: bool,
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
+    if not keep:
+        return hidden.new_empty(hidden.shape), []
     (b, l, _), (r, e), n = hidden.shape, weights[6].shape, weights[12].shape[1]
     r += _padding(weights[8].shape[1])
     A = hidden.new_empty(2, e, n, dtype=accumulation_dtype(hidden))
@@ -220,13 +233,14 @@ def _fake_backward(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    hidden, total, scale, weights, ctx.eps, ctx.backend = inputs
+    hidden, total, scale, weights, ctx.eps, ctx.keep, ctx.backend = inputs
     made = (hidden,) if scale is None else (total, scale)
     ctx.made = len(made)
     ctx.save_for_backward(*made, *weights, *output[1])
 
 
 def _gradients(ctx: Any, grad: Tensor, _: list[Tensor | None]) -> tuple[Any, ...]:
+    check_kept(ctx.keep)
     kept, *rest = ctx.saved_tensors
     scale, rest = (None, rest) if ctx.made == 1 else (rest[0], rest[1:])
     backward = torch.ops.flexvideo.mixer_backward
@@ -234,7 +248,7 @@ def _gradients(ctx: Any, grad: Tensor, _: list[Tensor | None]) -> tuple[Any, ...
         grad, kept, scale, rest[:COUNT], rest[COUNT:], ctx.eps, ctx.backend
     )
     d_weights = [d_in, d_out, *(d for pair in pairs for d in pair.unbind())]
-    return d_hidden, None, None, d_weights, None, None
+    return d_hidden, None, None, d_weights, None, None, None
 
 
 torch.library.register_autograd("flexvideo::mixer", _gradients, setup_context=_keep)

@@ -27,7 +27,8 @@ class Kernels:
     """What a backend computes, on plain tensors and without autograd.
 
     Args:
-        scan: (the 8 arguments of `selective_scan`) -> (out, tensors saved for the backward pass).
+        scan: (the 8 arguments of `selective_scan`, `keep=`) -> (out, tensors saved for the backward pass);
+            without `keep` none need be.
         scan_backward: (gradient of out, the 8 arguments, saved) -> 8 gradients; for `flexvideo::mixer`
             also `remake=True`, which returns the output of `scan` after them.
         saved: (u, A) -> empty tensors like those which `scan` saves; works on fake tensors.
@@ -61,12 +62,18 @@ def operators(backend: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor
         z: Tensor,
         delta_bias: Tensor,
     ) -> Tensor:
-        return torch.ops.flexvideo.selective_scan(u, delta, A, B, C, D, z, delta_bias, backend)[0]
+        inputs = (u, delta, A, B, C, D, z, delta_bias)
+        return torch.ops.flexvideo.selective_scan(*inputs, gradient_wanted(*inputs), backend)[0]
 
     def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.ops.flexvideo.causal_conv(x, weight, bias, backend)
 
     return selective_scan, causal_conv
+
+
+def gradient_wanted(*inputs: Tensor | None) -> bool:
+    """Whether a backward pass may follow, for which an operator on these must keep something."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
 def kernels_of(backend: str) -> Kernels:
@@ -84,7 +91,7 @@ def _empty(*inputs: Tensor) -> tuple[Tensor, ...]:
 
 # not `custom_op`, which wraps every call in 30 microseconds of checks
 for _name, _schema in {
-    "selective_scan": f"({SCAN}, str backend) -> (Tensor, Tensor[])",
+    "selective_scan": f"({SCAN}, bool keep, str backend) -> (Tensor, Tensor[])",
     "selective_scan_backward": f"(Tensor grad, {SCAN}, Tensor[] saved, str backend) -> ({GRADS})",
     "causal_conv": f"({CONV}, str backend) -> Tensor",
     "causal_conv_backward": f"(Tensor grad, {CONV}, str backend) -> (Tensor, Tensor, Tensor)",
@@ -102,9 +109,10 @@ def _scan(
     D: Tensor,
     z: Tensor,
     delta_bias: Tensor,
+    keep: bool,
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
-    out, saved = kernels_of(backend).scan(u, delta, A, B, C, D, z, delta_bias)
+    out, saved = kernels_of(backend).scan(u, delta, A, B, C, D, z, delta_bias, keep=keep)
     return out.contiguous(), saved
 
 
@@ -139,7 +147,8 @@ def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, backen
 
 @torch.library.register_fake("flexvideo::selective_scan")
 def _fake_scan(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor]]:
-    return u.new_empty(u.shape[1:]), kernels_of(rest[-1]).saved(u, A)
+    *_, keep, backend = rest
+    return u.new_empty(u.shape[1:]), kernels_of(backend).saved(u, A) if keep else []
 
 
 @torch.library.register_fake("flexvideo::selective_scan_backward")
@@ -160,14 +169,24 @@ def _fake_conv_backward(
 
 
 def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    *tensors, ctx.backend = inputs
+    *tensors, ctx.keep, ctx.backend = inputs
     ctx.save_for_backward(*tensors, *output[1])
 
 
 def _scan_gradients(ctx: Any, grad: Tensor, _: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    check_kept(ctx.keep)
     tensors = ctx.saved_tensors
     backward = torch.ops.flexvideo.selective_scan_backward
-    return *backward(grad, *tensors[:8], list(tensors[8:]), ctx.backend), None
+    return *backward(grad, *tensors[:8], list(tensors[8:]), ctx.backend), None, None
+
+
+def check_kept(keep: bool) -> None:
+    """Refuse the backward pass of what was recorded, as by an export, where gradients were off."""
+    if not keep:
+        raise BackendError(
+            "This program was exported for inference, and its scans keep nothing for a backward pass: export "
+            "the model again with gradients on, outside of torch.no_grad() and torch.inference_mode()."
+        )
 
 
 def _keep_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -19,12 +19,21 @@ from flexvideo.scan.triton_scan import launch_for, multiprocessors, scan_forward
 
 
 def scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    *,
+    keep: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Output and the states kept for the backward pass."""
+    """Output, and with `keep` the states for the backward pass."""
     launch = launch_for(*u.shape, A.shape[-1], multiprocessors(u.device))
-    out, states = scan_forward(u, delta, A, B, C, D, z, delta_bias, launch=launch)
-    return out, [states]
+    out, states = scan_forward(u, delta, A, B, C, D, z, delta_bias, launch=launch, keep=keep)
+    return out, [states] if keep else []
 
 
 def backward(

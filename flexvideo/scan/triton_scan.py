@@ -293,8 +293,9 @@ def scan_forward(
     delta_bias: Tensor,
     *,
     launch: Launch,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The gated scan, and the states before every BLOCK steps (k, b, blocks, NP, d)."""
+    """The gated scan, and with `keep` the states before every BLOCK steps (k, b, blocks, NP, d)."""
     (k, b, l, d), n = u.shape, A.shape[-1]
     u, delta, A, D, delta_bias = (x.contiguous() for x in (u, delta, A, D, delta_bias))
     z = z if z.stride(-1) == 1 else z.contiguous()
@@ -303,7 +304,7 @@ def scan_forward(
     out = torch.empty(b, l, d, dtype=u.dtype, device=u.device)
     carry = torch.empty(k, b, spans, launch.states, d, device=u.device)
     decay = torch.empty(k, b, spans, d, device=u.device)
-    states = torch.empty(k, b, launch.blocks, launch.states, d, device=u.device)
+    states = torch.empty(k, b, launch.blocks if keep else 0, launch.states, d, device=u.device)
 
     def run(*, ends: bool) -> None:
         scan_kernel[triton.cdiv(d, CHANNELS), spans, b](
@@ -334,7 +335,7 @@ def scan_forward(
             BLOCK=BLOCK,
             ENDS=ends,
             CARRY=spans > 1 and not ends,
-            SAVE=not ends,
+            SAVE=keep and not ends,
             num_warps=max(1, k * launch.lanes * CHANNELS // 64),
             maxnreg=REGISTERS,
         )
