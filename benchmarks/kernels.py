@@ -2,7 +2,8 @@
 
 Every candidate runs in a process of its own, since a kernel that faults takes the device's context with it;
 its failure is one row of the table. A variant is a candidate with other constants of `cuda_forward.py` (or,
-after `backward.`, of `cuda_backward.py`): `--variants STEPS=4 WARPS=1,BLOCKS=10 backward.MOST_WARPS=8`.
+after `backward.` and `conv.`, of `cuda_backward.py` and `cuda_conv.py`):
+`--variants STEPS=4 WARPS=1,BLOCKS=10 backward.MOST_WARPS=8 conv.ROWS=64,conv.LOADS=2`.
 """
 
 import argparse

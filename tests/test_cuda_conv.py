@@ -6,14 +6,22 @@ import torch
 from cuda_cases import emulated, error
 
 from flexvideo.scan import nvrtc
-from flexvideo.scan.cuda_conv import LONG, ROWS, conv_backward, conv_forward
+from flexvideo.scan.cuda_conv import LOADS, LONG, ROWS, conv_backward, conv_forward
 from flexvideo.scan.reference import causal_conv
 
 
 @emulated
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("k", "b", "l", "d", "taps"), [(2, 2, 37, 20, 4), (1, 1, 1, 3, 3), (2, 1, 130, 5, 2), (2, 2, 129, 8, 4)]
+    ("k", "b", "l", "d", "taps"),
+    [
+        (2, 2, 37, 20, 4),
+        (1, 1, 1, 3, 3),
+        (2, 1, 130, 5, 2),
+        (2, 2, 129, 8, 4),
+        (2, 1, 9, 6, 4),
+        (1, 1, 70, 520, 4),
+    ],
 )
 def test_agrees_with_the_reference(k, b, l, d, taps, dtype):
     torch.manual_seed(0)
@@ -36,4 +44,5 @@ def test_compiles(architecture, tmp_path, monkeypatch):
     for dtype in range(3):
         for rows in (ROWS, LONG):
             defines = {"DTYPE": dtype, "DIRECTIONS": 2, "TAPS": 4, "ROWS": rows, "PAIRS": 1}
+            defines |= {"QUADS": int(rows == ROWS), "LOADS": LOADS}
             assert nvrtc.compiled("cuda_conv.cu", tuple(defines.items()), architecture)
