@@ -5,9 +5,11 @@ import pytest
 import torch
 from cuda_cases import emulated, error
 
-from flexvideo.scan import nvrtc
+from flexvideo.scan import cuda_conv, nvrtc
 from flexvideo.scan.cuda_conv import LOADS, LONG, ROWS, conv_backward, conv_forward
 from flexvideo.scan.reference import causal_conv
+
+MORE = [(2, 1, 9, 6, 4), (1, 1, 70, 520, 4)]  # pairs of channels; several blocks of them
 
 
 @emulated
@@ -34,6 +36,15 @@ def test_agrees_with_the_reference(k, b, l, d, taps, dtype):
     assert error(out, truth) < bound
     for i, gradient in enumerate(conv_backward(grad, *inputs, run=cuda_cpu.run)):
         assert error(gradient, expected[i]) < bound, i
+
+
+@emulated
+def test_blocks_of_a_large_batch(monkeypatch):
+    monkeypatch.setattr(cuda_conv, "FEW", 0)
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 67, 8), torch.randn(2, 8, 4), torch.randn(2, 8)]
+    truth = causal_conv(*(x.double() for x in inputs))
+    assert error(conv_forward(*inputs, run=cuda_cpu.run), truth) < 1e-6
 
 
 @pytest.mark.slow

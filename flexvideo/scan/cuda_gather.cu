@@ -7,7 +7,7 @@
 // Macros: DTYPE (of what is not `wide`), PARTS, EACH.
 #include "cuda_common.cuh"
 
-// A weight and where it goes. Along rows of `width` numbers, from `head` on, `gap` of them are zeros that `from` has not.
+// A weight and where it goes. In rows of `width` numbers, from `head` on, `gap` of them are zeros that `from` has not.
 struct Part {
     const void* from;
     void* to;
@@ -28,7 +28,8 @@ DEVICE float float_of(unsigned bits, int kind) {
 }
 
 DEVICE float load_one(const Part& part, unsigned at) {
-    return part.kind == 0 ? ((const float*)part.from)[at] : float_of(((const unsigned short*)part.from)[at], (int)part.kind);
+    if (part.kind == 0) return ((const float*)part.from)[at];
+    return float_of(((const unsigned short*)part.from)[at], (int)part.kind);
 }
 
 DEVICE float4 load_four(const Part& part, unsigned at) {
@@ -52,7 +53,8 @@ DEVICE float one_of(const Part& part, unsigned at) {
 }
 
 DEVICE float4 four_of(const Part& part, unsigned at) {
-    if (!part.whole) return make_float4(one_of(part, at), one_of(part, at + 1), one_of(part, at + 2), one_of(part, at + 3));
+    if (!part.whole)
+        return make_float4(one_of(part, at), one_of(part, at + 1), one_of(part, at + 2), one_of(part, at + 3));
     const int from = at < part.count ? place(part, at) : -1;
     return from < 0 ? make_float4(0.0f, 0.0f, 0.0f, 0.0f) : load_four(part, from);
 }
