@@ -7,28 +7,41 @@ from cuda_cases import emulated, error, scan_inputs
 
 from flexvideo.errors import BackendError
 from flexvideo.scan import nvrtc
-from flexvideo.scan.cuda_forward import BLOCK, Launch, blocks_resident, kept, launch_for, scan_forward
+from flexvideo.scan.cuda_forward import (
+    BLOCK,
+    STEPS,
+    Deal,
+    Launch,
+    blocks_resident,
+    kept,
+    launch_for,
+    scan_forward,
+)
 from flexvideo.scan.reference import selective_scan
 
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
-def launch(l: int, n: int, *, spans: int = 1, span: int | None = None) -> Launch:
-    """One block of threads along time, or several."""
+def launch(shape, *, spans: int = 1, span: int | None = None, extra: int = 0) -> Launch:
+    """One chain along time, or several; a block of threads walks `extra` tiles more than one."""
+    _, b, l, d, n = shape
     span = span or -(-l // (spans * 16)) * 16
-    return Launch(-(-n // 4), span, -(-l // span))
+    spans, share = -(-l // span), span // STEPS + extra
+    chains = b * -(-d // 32) * span // STEPS
+    walk, ends = (Deal(-(-chains * count // share), share, 5) for count in (spans, max(1, spans - 1)))
+    return Launch(-(-n // 4), span, spans, walk, ends)
 
 
 def run_forward(inputs, *, keep=True, **sizes):
     """The kernel in the emulation, with its threads in both orders: the same bits."""
-    l, n = inputs[0].shape[2], inputs[2].shape[-1]
+    layout = launch((*inputs[0].shape, inputs[2].shape[-1]), **sizes)
     results = []
     for order in (False, True):
 
         def run(*arguments, order=order, **keywords):
             cuda_cpu.run(*arguments, **keywords, reversed_order=order)
 
-        results.append(scan_forward(*inputs, launch=launch(l, n, **sizes), keep=keep, run=run))
+        results.append(scan_forward(*inputs, launch=layout, keep=keep, run=run))
     (out, states), again = results
     for one, other in ((out, again[0]), (states, again[1])):
         assert torch.equal(one.nan_to_num(), other.nan_to_num())
@@ -77,6 +90,36 @@ def test_states_are_kept_only_when_asked_for():
     again, states = run_forward(inputs, keep=False)
     assert torch.equal(out, again)
     assert states.numel() == 0
+
+
+def same_bits(shape, *, extra, **sizes):
+    inputs = scan_inputs(*shape, device="cpu")
+    whole, dealt = run_forward(inputs, **sizes), run_forward(inputs, **sizes, extra=extra)
+    for one, other in zip(whole, dealt, strict=True):
+        assert torch.equal(one, other)
+
+
+@emulated
+@pytest.mark.parametrize("extra", [1, 3, 9])
+def test_cut_chains_give_the_same_bits(extra):
+    same_bits((2, 3, 67, 36, 16), extra=extra)  # 6 chains of 10 tiles
+
+
+@emulated
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", range(1, 26, 2))
+def test_cut_chains_give_the_same_bits_wherever_they_are_cut(extra):
+    same_bits((2, 4, 197, 6, 16), extra=extra)  # 4 chains of 26 tiles
+    same_bits((1, 4, 150, 3, 16), extra=extra)
+    same_bits((2, 5, 1, 33, 16), extra=extra)
+
+
+@emulated
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [1, 2, 5])
+def test_cut_chains_of_spans_agree(extra):
+    agrees((2, 2, 150, 36, 16), torch.float32, spans=3, extra=extra)
+    agrees((1, 1, 151, 3, 16), torch.float32, spans=5, extra=extra)
 
 
 @emulated
@@ -156,21 +199,38 @@ def test_one_gate_for_all_steps():
 
 @pytest.mark.parametrize("n", [1, 16, 24, 64])
 def test_launches_are_whole(n):
-    for b in (1, 2, 4, 16, 300):
+    for b in (1, 2, 4, 16, 20, 300):
         for l in (1, 63, 64, 197, 3137, 100353):
             layout = launch_for(b, l, 1152, n, 132)
             assert layout.span * (layout.spans - 1) < l <= layout.span * layout.spans
             assert layout.span % 16 == 0
             assert kept(l, n)[0] * BLOCK >= l
             assert kept(l, n)[1] == 4 * layout.held >= n
-    assert launch_for(16, 3137, 1152, 16, 132).spans == 1
-    assert launch_for(1, 3137, 1152, 16, 132).spans * 36 <= blocks_resident(2, 4) * 132
+            for dealt, chains in ((layout.walk, layout.spans), (layout.ends, max(1, layout.spans - 1))):
+                tiles = layout.span // STEPS
+                assert dealt.share >= tiles
+                assert dealt.share * (dealt.grid - 1) < chains * 36 * b * tiles <= dealt.share * dealt.grid
+                # blocks of threads that wait for each other run at the same time
+                assert dealt.share == tiles or dealt.grid <= dealt.resident * 132
+                assert dealt.resident <= blocks_resident(layout.held)
+
+
+def test_work_is_dealt_out_where_that_gains():
+    assert launch_for(16, 3137, 1152, 16, 132).walk == Deal(528, 430, 4)  # 576 chains of 394 tiles
+    assert launch_for(18, 3137, 1152, 16, 132).walk == Deal(648, 394, 5)  # 4.9 a multiprocessor
+    assert launch_for(20, 3137, 1152, 16, 132).walk == Deal(660, 430, 5)  # not a second wave for 60
+    assert launch_for(16, 197, 1152, 16, 132).walk == Deal(576, 26, 5)  # soon done
+
+
+def test_time_is_split_where_the_device_would_be_idle():
+    assert [launch_for(b, 50192 // b, 1152, 16, 132).spans for b in (16, 8, 4, 2, 1)] == [1, 1, 5, 10, 19]
+    assert launch_for(1, 40, 1152, 16, 132).spans == 1
 
 
 def test_too_many_states_are_refused():
     inputs = scan_inputs(1, 1, 2, 2, 65, device="cpu")
     with pytest.raises(BackendError, match="at most 64 states, got 65: use 'triton'"):
-        scan_forward(*inputs, launch=launch(2, 65))
+        scan_forward(*inputs, launch=launch((1, 1, 2, 2, 65)))
 
 
 def test_too_long_sequences_are_refused():
@@ -178,15 +238,17 @@ def test_too_long_sequences_are_refused():
     with pytest.raises(
         BackendError, match=r"2 GiB of a sequence, and 600000000 tokens of 2 channels take 4\.5"
     ):
-        scan_forward(u, *[u] * 5, torch.empty(1, 600_000_000, 2, device="meta"), u, launch=launch(9, 2))
+        scan_forward(
+            u, *[u] * 5, torch.empty(1, 600_000_000, 2, device="meta"), u, launch=launch((1, 1, 9, 2, 2))
+        )
 
 
 def variants():
     """Macros of every kind of kernel that is compiled for a model."""
-    common = {"DIRECTIONS": 2, "STATES": 16, "HELD": 4, "STEPS": 8, "WARPS": 2, "BLOCKS": 5, "KEPT": BLOCK}
-    common |= {"PAIRS": 1, "QUADS": 1, "SAVE": 1, "ENDS": 0, "CARRY": 0}
+    common = {"DIRECTIONS": 2, "STATES": 16, "HELD": 4, "STEPS": 8, "WARPS": 2, "KEPT": BLOCK}
+    common |= {"PAIRS": 1, "QUADS": 1, "SAVE": 1, "ENDS": 0, "CARRY": 0, "BLOCKS": 5, "CUT": 0}
     for dtype in (0, 1, 2):
-        for kind in ({}, {"SAVE": 0}, {"SAVE": 0, "ENDS": 1}, {"CARRY": 1}):
+        for kind in ({}, {"SAVE": 0}, {"SAVE": 0, "ENDS": 1}, {"CARRY": 1}, {"BLOCKS": 4, "CUT": 1}):
             yield {"DTYPE": dtype, **common, **kind}
     yield {"DTYPE": 2, **common, "PAIRS": 0, "QUADS": 0}
     yield {"DTYPE": 2, **common, "DIRECTIONS": 1, "BLOCKS": 10}

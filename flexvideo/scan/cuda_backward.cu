@@ -45,18 +45,6 @@ static __device__ __forceinline__ void forget(float2& x) { asm volatile("" : "+f
 #else
 static __device__ __forceinline__ void forget(unsigned& x) { asm volatile("" : "+r"(x)); }
 #endif
-
-static __device__ __forceinline__ void publish(unsigned* flag) {
-    asm volatile("fence.acq_rel.gpu; st.relaxed.gpu.u32 [%0], 1;" ::"l"(flag) : "memory");
-}
-
-static __device__ __forceinline__ void await(const unsigned* flag) {
-    unsigned seen;
-    do {
-        asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
-    } while (seen == 0);
-    asm volatile("fence.acq_rel.gpu;" ::: "memory");
-}
 #endif
 
 #define STEPS 4   // of a tile, one for each of the lanes that share a pair of channels

@@ -8,6 +8,7 @@
 #ifndef CUDA_ON_CPU
 #define KERNEL(name)  // kernels are found by their names
 #define KEEP(kind, value) asm("" : kind(value))  // in registers, rather than found anew at every use
+#define RENEW(x) asm volatile("" : "+r"(x))  // what follows from it is found anew, rather than kept in registers
 #define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
 
 // 2^x; -inf gives 0, NaN stays
@@ -33,6 +34,20 @@ static __device__ __forceinline__ float select(int yes, float a, float b) {
 // wait for `threads` threads of the block; id 1 to 15, since __syncthreads has 0
 static __device__ __forceinline__ void barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// tell another block, in one thread after a barrier, that what this one wrote is there
+static __device__ __forceinline__ void publish(unsigned* flag) {
+    asm volatile("fence.acq_rel.gpu; st.relaxed.gpu.u32 [%0], 1;" ::"l"(flag) : "memory");
+}
+
+// wait, in one thread before a barrier, for the word of another block
+static __device__ __forceinline__ void await(const unsigned* flag) {
+    unsigned seen;
+    do {
+        asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+    } while (seen == 0);
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 static __device__ __forceinline__ float half_to_float(unsigned short x) {

@@ -8,15 +8,25 @@
 // pair and every fourth step, so that softplus, gate, loads and stores are spread over the lanes. Sums over the
 // states go over the 4 lanes transposed: 8 values in, 2 out, in the lane that has the inputs of that step.
 //
-// Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16): 96 registers, none spilled, so 5 blocks of 4 warps
-// a multiprocessor. A warp's update takes 8.5 instructions before the directions meet and 9.3 after it (4 of them are
-// the recurrence and its exponential, 1 is y): 2.1 and 2.3 clocks of a multiprocessor, beside 2.1 and 2.4 of its
-// exponentials, and 2.3 of shared and global memory if a 128-bit load of a warp takes 4.
+// A chain is the walk of both directions over one span of 32 channels. 576 of them on 132 multiprocessors leave most
+// of these with 4 and some with 5, for which all wait. So work is dealt out in equal shares of tiles, at least a chain:
+// there is no hurrying one, since it is walked step by step. Where a share ends the chain is cut: at the same place of
+// both walks, hence at mirrored times. So whatever the second piece needs of the other direction was left in `out` by
+// itself or by the first piece, whose states it waits for anyway: one flag a chain. The second piece is the last that
+// its block of threads works on, the first the first of its own, so that it is there by then; and blocks wait only for
+// those of a lower index, which have begun. States are handed over in float32: the results are the same bits uncut.
+//
+// Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16): 96 registers, so 5 blocks of 4 warps a
+// multiprocessor; none is spilled within a tile, and with CUT one between tiles. A warp's update takes 8.5 instructions
+// before the directions meet and 9.2 after it (4 of them are the recurrence and its exponential, 1 is y), 0.6 more where
+// states are kept, 0.1 more with CUT: 2.1 and 2.3 clocks of a multiprocessor, beside 2.1 and 2.4 of its exponentials,
+// and 2.3 of shared and global memory if a 128-bit load of a warp takes 4. With ENDS it is 6.2 instructions, so that the
+// exponentials alone count. With 4 blocks a multiprocessor CUT costs nothing (126 registers).
 //
 // Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between two
 // states kept for the backward pass), PAIRS and QUADS (rows are aligned: 2 channels, 4 states are one load),
-// SAVE (states are kept for the backward pass), ENDS (only what a span does to a zero state), CARRY (the state at a
-// span's beginning is read).
+// SAVE (states are kept for the backward pass), ENDS (only what each span but the last of its direction does to a zero
+// state), CARRY (the state at a span's beginning is read), CUT (shares end within chains).
 #include "cuda_common.cuh"
 
 #define LANES 4
@@ -38,20 +48,35 @@ struct States {
     float a[2][HELD], h[2][HELD];  // a: log2(e) A
 };
 
+// What the kernel is called with.
+struct Problem {
+    const Scalar *u, *delta;
+    const float* A;
+    const Scalar *B, *C;
+    const float* skip;
+    const Scalar* z;
+    const float* bias;
+    Scalar* out;
+    float *carry, *decay, *states;
+    int L, D, samples, blocks, span, spans;
+    long long z_b, z_l, b_k, b_b, b_l, c_k, c_b, c_l;
+};
+
 // Where a thread is. `width`: channels of its pair that exist.
 struct Place {
     int lane, pair, warp, side, sign, channel, width;
 };
 
-DEVICE Place place_of(int D) {
+DEVICE Place place_of(int group, int D) {
     Place at;
     int thread = threadIdx.x;
+    RENEW(thread);
     at.lane = thread % LANES;
     at.pair = thread % WARP / LANES;
     at.warp = thread / WARP;
     at.side = __shfl_sync(ALL, thread / SIDE, 0);  // so that the compiler sees that a warp has one
     at.sign = at.side ? -1 : 1;
-    at.channel = blockIdx.x * CHANNELS + 2 * (at.warp % WARPS * PER_WARP + at.pair);
+    at.channel = group * CHANNELS + 2 * (at.warp % WARPS * PER_WARP + at.pair);
     at.width = max(0, min(2, D - at.channel));
     return at;
 }
@@ -265,7 +290,7 @@ DEVICE void store_states(float* to, const States& of, int D, int width) {
     }
 }
 
-DEVICE States first_states(const float* A, const float* carry, const Place& at, int D) {
+DEVICE States first_states(const float* A, const float* carry, const Place& at, int D, bool carried) {
     States of;
 #pragma unroll
     for (int c = 0; c < 2; c++)
@@ -274,7 +299,7 @@ DEVICE States first_states(const float* A, const float* carry, const Place& at, 
             int n = at.lane * HELD + i;
             long long row = (long long)at.side * D + at.channel + c;
             of.a[c][i] = c < at.width && n < STATES ? A[row * STATES + n] * LOG2E : 0.0f;
-            of.h[c][i] = CARRY && c < at.width ? carry[(long long)i * D + c] : 0.0f;
+            of.h[c][i] = carried && c < at.width ? carry[(long long)i * D + c] : 0.0f;
         }
     return of;
 }
@@ -284,14 +309,14 @@ DEVICE float2 load_channels(const float* from, const Place& at, int D) {
     return make_float2(at.width > 0 ? from[0] : 0.0f, at.width > 1 ? from[1] : 0.0f);
 }
 
-// the sum of dt over all steps: each of the 4 lanes has that of every fourth
-DEVICE void store_sum(float* to, float2 sum, const Place& at) {
+// the sum of dt over all steps: each of the 4 lanes has that of every fourth; `more`: beside what is there
+DEVICE void store_sum(float* to, float2 sum, const Place& at, bool more) {
     for (int lanes = 1; lanes < LANES; lanes *= 2) {
         sum.x = exchanged(sum.x, sum.x, lanes);
         sum.y = exchanged(sum.y, sum.y, lanes);
     }
-    if (at.lane == 0 && at.width > 0) to[0] = sum.x;
-    if (at.lane == 0 && at.width > 1) to[1] = sum.y;
+    if (at.lane == 0 && at.width > 0) to[0] = (more ? to[0] : 0.0f) + sum.x;
+    if (at.lane == 0 && at.width > 1) to[1] = (more ? to[1] : 0.0f) + sum.y;
 }
 
 struct Walk {
@@ -351,50 +376,90 @@ DEVICE void walk_tile(Walk& walk, int tile) {
     wait_for_side(walk.at.side);
 }
 
-// carry (k, b, spans, PADDED, d): with ENDS the final states are written, with CARRY the first ones are read;
-// decay (k, b, spans, d): with ENDS, the sum of dt; states (k, b, blocks, PADDED, d): those before every KEPT of
-// KEPT * blocks steps, at the end of which direction 0 has steps that are not there, direction 1 at the beginning
-extern "C" __global__ void __launch_bounds__(DIRECTIONS* SIDE, BLOCKS)
-scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const Scalar* C, const float* skip,
-            const Scalar* z, const float* bias, Scalar* out, float* carry, float* decay, float* states, long long L_,
-            long long D_, long long blocks, long long span_, long long z_b, long long z_l, long long b_k, long long b_b,
-            long long b_l, long long c_k, long long c_b, long long c_l) {
-    __shared__ Tile halves[2];
-    const int L = (int)L_, D = (int)D_, span = (int)span_, spans = gridDim.y, tiles = span / STEPS;
-    const Place at = place_of(D);
-    const int index = at.side ? spans - 1 - (int)blockIdx.y : (int)blockIdx.y;  // in the direction's order
-    const int t = at.side ? span * (spans - index) - 1 : span * index, own = t + at.sign * at.lane;
-    const long long b = blockIdx.z, kb = (long long)at.side * gridDim.z + b;
-    carry += ((kb * spans + index) * PADDED + at.lane * HELD) * D + at.channel;
+// Walk the tiles [begin, end) of a chain, counted as both directions walk them, each in its own order.
+DEVICE void walk_piece(const Problem& in, Tile* halves, int chain, int begin, int end) {
+    const int L = in.L, D = in.D, tiles = in.span / STEPS, walked = in.spans - ENDS;
+    const int groups = (D + CHANNELS - 1) / CHANNELS, y = chain / groups % walked, b = chain / groups / walked;
+    const Place at = place_of(chain % groups, D);
+    const int index = at.side && !ENDS ? in.spans - 1 - y : y;  // in the direction's order
+    const int first = in.span * index + begin * STEPS, t = at.side ? in.span * in.spans - 1 - first : first;
+    const int own = t + at.sign * at.lane;
+    const long long kb = (long long)at.side * in.samples + b;
+    float* carry = in.carry + ((kb * in.spans + index) * PADDED + at.lane * HELD) * D + at.channel;
     Walk walk;
     walk.at = at;
-    walk.L = L, walk.D = D, walk.end = (int)blocks * KEPT;
-    walk.u = u + kb * L * D, walk.delta = delta + kb * L * D, walk.out = out + b * L * D, walk.z = z + b * z_b;
-    walk.states = states + (kb * blocks * PADDED + at.lane * HELD) * D + at.channel;
-    walk.kept = span * index + (at.side ? walk.end - span * spans : 0);
+    walk.L = L, walk.D = D, walk.end = in.blocks * KEPT;
+    walk.u = in.u + kb * L * D, walk.delta = in.delta + kb * L * D;
+    walk.out = in.out + (long long)b * L * D, walk.z = in.z + b * in.z_b;
+    walk.states = in.states + (kb * in.blocks * PADDED + at.lane * HELD) * D + at.channel;
+    walk.kept = first + (at.side ? walk.end - in.span * in.spans : 0);
     walk.bounds = {at.width ? (unsigned)L * D * (unsigned)sizeof(Scalar) : 0, at.width > 1};
-    walk.steps = cursor_of(at, own, D), walk.gates = cursor_of(at, own, (int)z_l);
-    walk.rows = rows_of(B + at.side * b_k + b * b_b, C + at.side * c_k + b * c_b, b_l, c_l, t, at.sign);
+    walk.steps = cursor_of(at, own, D), walk.gates = cursor_of(at, own, (int)in.z_l);
+    walk.rows = rows_of(in.B + at.side * in.b_k + b * in.b_b, in.C + at.side * in.c_k + b * in.c_b, in.b_l, in.c_l, t,
+                        at.sign);
     walk.exchange = exchange_of(halves[0], at);
-    walk.of = first_states(A, carry, at, D);
+    walk.of = first_states(in.A, carry, at, D, CARRY || begin > 0);
+#if ENDS
+    KEEP("+l", walk.u);
+    KEEP("+l", walk.delta);
+#else
     KEEP("+l", walk.out);
+#endif
     KEEP("+r", walk.steps.group);
-    walk.skip = load_channels(skip, at, D), walk.bias = load_channels(bias, at, D);
+    walk.skip = load_channels(in.skip, at, D), walk.bias = load_channels(in.bias, at, D);
     walk.sum = make_float2(0.0f, 0.0f);
 #if SAVE
-    if (index == 0) store_states(walk.states, walk.of, D, at.width);
+    if (first == 0) store_states(walk.states, walk.of, D, at.width);
 #endif
     load_next(walk, 0);
     walk.sum_ahead = hand_over(walk.exchange, walk.next, walk.bias);
     flip_writes(walk.exchange, false);
     wait_for_side(at.side);
-    const int meet = DIRECTIONS == 2 && !ENDS ? tiles / 2 : 0;  // from here on the other direction has been before
+    // from here on the other direction has been before
+    const int meet = DIRECTIONS == 2 && !ENDS ? min(max(tiles / 2, begin), end) - begin : 0;
     for (int tile = 0; tile < meet; tile++) walk_tile<false>(walk, tile);
     if (DIRECTIONS == 2 && !ENDS) __syncthreads();
-    for (int tile = meet; tile < tiles; tile++) walk_tile<true>(walk, tile);
+    for (int tile = meet; tile < end - begin; tile++) walk_tile<true>(walk, tile);
+    if (ENDS || end < tiles) store_states(carry, walk.of, D, at.width);
 #if ENDS
-    store_states(carry, walk.of, D, at.width);
-    store_sum(decay + (kb * spans + index) * D + at.channel, walk.sum, at);
+    store_sum(in.decay + (kb * in.spans + index) * D + at.channel, walk.sum, at, begin > 0);
+#endif
+}
+
+// carry (k, b, spans, PADDED, d): with ENDS the final states are written, with CARRY the first ones are read;
+// decay (k, b, spans, d): with ENDS, the sum of dt; states (k, b, blocks, PADDED, d): those before every KEPT of
+// KEPT * blocks steps, at the end of which direction 0 has steps that are not there, direction 1 at the beginning;
+// share: tiles, of all chains, that a block of threads walks, at least a chain; flags: zeros, one a chain
+extern "C" __global__ void __launch_bounds__(DIRECTIONS* SIDE, BLOCKS)
+scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const Scalar* C, const float* skip,
+            const Scalar* z, const float* bias, Scalar* out, float* carry, float* decay, float* states,
+            unsigned* flags, long long share, long long L, long long D, long long samples, long long blocks,
+            long long span, long long spans, long long z_b, long long z_l, long long b_k, long long b_b, long long b_l,
+            long long c_k, long long c_b, long long c_l) {
+    __shared__ Tile halves[2];
+    const Problem in = {u,      delta,  A,           B,           C,         skip,       z,   bias, out, carry, decay,
+                        states, (int)L, (int)D,      (int)samples, (int)blocks, (int)span, (int)spans,
+                        z_b,    z_l,    b_k,         b_b,         b_l,       c_k,        c_b, c_l};
+    const int tiles = in.span / STEPS;
+#if CUT
+    const int all = (in.D + CHANNELS - 1) / CHANNELS * (in.spans - ENDS) * in.samples * tiles;
+    // whoever waits has the higher index than whom it waits for, so that this one is running
+    int from = (int)((gridDim.x - 1 - blockIdx.x) * share);
+    const int until = min(from + (int)share, all);
+    while (from < until) {
+        RENEW(from);
+        const int chain = from / tiles, last = (chain + 1) * tiles, to = min(until, last);
+        if (to < last) {
+            if (threadIdx.x == 0) await(flags + chain);
+            __syncthreads();
+        }
+        walk_piece(in, halves, chain, last - to, last - from);
+        __syncthreads();
+        if (from > chain * tiles && threadIdx.x == 0) publish(flags + chain);
+        from = to;
+    }
+#else
+    walk_piece(in, halves, blockIdx.x, 0, tiles);
 #endif
 }
 KERNEL(scan_kernel)

@@ -1,5 +1,6 @@
 """The selective scan forward by CUDA kernels: how they are laid out and called."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +16,30 @@ STEPS = 8  # of a tile
 BLOCKS = 5  # of 4 warps that a multiprocessor holds at a time
 BLOCK = 64  # steps between two states kept for the backward pass
 SHORTEST = 64  # steps of a span
+LEAST_GAIN = 5  # percent of counted time, for which chains are cut
+# What layouts are counted by, all estimates. What a multiprocessor with so many blocks of 4 warps reaches of
+# its full speed: as a queue before its pipes, of warps that wait 3 clocks of 5 where nobody is in their way.
+SPEED = (1.0, 0.4, 0.69, 0.87, 0.95, 0.99)
+ENDS_TIME = 0.8  # of the pass before the pass, in that of the pass
+PASSES = 20  # tiles of a multiprocessor that two more launches take, of 0.3 us each
+CUTTING = 10  # as many that flags and a second beginning take
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MOST_STATES = 64
+
+
+@dataclass(frozen=True)
+class Deal:
+    """How the tiles of all chains (32 channels of one span) are dealt out to blocks of threads.
+
+    Args:
+        grid: blocks of threads.
+        share: tiles a block of threads, at least a chain.
+        resident: blocks of threads, of both directions, that a multiprocessor holds at a time.
+    """
+
+    grid: int
+    share: int
+    resident: int
 
 
 @dataclass(frozen=True)
@@ -25,26 +48,56 @@ class Launch:
 
     Args:
         held: states of a channel a lane.
-        span: steps that a block of threads takes.
-        spans: blocks of threads along time.
+        span: steps of a chain.
+        spans: chains that time is split into.
+        walk: who does what of the pass.
+        ends: who does what of the pass before it, which finds the states that spans but the first begin with.
     """
 
     held: int
     span: int
     spans: int
+    walk: Deal
+    ends: Deal
 
 
+@functools.cache
 def launch_for(b: int, l: int, d: int, n: int, multiprocessors: int) -> Launch:
-    """The layout for a shape.
+    """The layout for a shape: that of the least counted time.
 
     Time is split into spans where a block of threads for every 32 channels would leave most of the device
-    idle, since each exponential is then taken twice; and into as many as run at a time.
+    idle; all spans but one then take each exponential twice.
     """
     held, programs = -(-n // LANES), b * -(-d // (16 * WARPS))
-    room = blocks_resident(2, held) * multiprocessors
-    spans = 1 if 5 * programs >= 2 * room else min(room // programs, -(-l // SHORTEST))
+    most = max(1, min(-(-blocks_resident(held) * multiprocessors // programs), l // SHORTEST))
+    layouts = (split(programs, l, held, spans, multiprocessors) for spans in range(1, most + 1))
+    return min(layouts, key=lambda counted: counted[0])[1]
+
+
+def split(programs: int, l: int, held: int, spans: int, multiprocessors: int) -> tuple[float, Launch]:
+    """Counted time, in tiles of a multiprocessor at full speed, and layout with about this many spans."""
     span = -(-l // (spans * 2 * STEPS)) * 2 * STEPS  # the directions meet between two tiles
-    return Launch(held, span, -(-l // span))
+    spans, device = -(-l // span), (blocks_resident(held), multiprocessors)
+    time, walk = deal(programs * spans, span // STEPS, *device)
+    before, ends = deal(programs * max(1, spans - 1), span // STEPS, *device)
+    return time + (ENDS_TIME * before + PASSES if spans > 1 else 0), Launch(held, span, spans, walk, ends)
+
+
+def deal(chains: int, tiles: int, resident: int, multiprocessors: int) -> tuple[float, Deal]:
+    """Counted time, in tiles of a multiprocessor at full speed, and the layout that takes it.
+
+    A block of threads for each chain leaves some multiprocessors with one more than others. In equal shares
+    each has as many as the least busy one had, and a chain is cut where a share ends.
+    """
+    waves, rest = divmod(chains, resident * multiprocessors)
+    fullest = -(-rest // multiprocessors)
+    whole = tiles * (waves * resident / SPEED[resident] + fullest / SPEED[fullest])
+    if fewest := min(resident, chains // multiprocessors):
+        share = -(-chains * tiles // (fewest * multiprocessors))
+        time = share * fewest / SPEED[fewest] + CUTTING
+        if 100 * whole >= (100 + LEAST_GAIN) * time:
+            return time, Deal(-(-chains * tiles // share), share, fewest)
+    return whole, Deal(chains, tiles, resident)
 
 
 def kept(l: int, n: int) -> tuple[int, int]:
@@ -76,7 +129,7 @@ def scan_forward(
     carry = torch.empty(k, b, spans, padded, d, device=u.device)
     decay = torch.empty(k, b, spans, d, device=u.device)
     states = torch.empty(k, b, blocks if keep else 0, padded, d, device=u.device)
-    sizes = (l, d, blocks, launch.span, z.stride(0), z.stride(1), *B.stride()[:3], *C.stride()[:3])
+    sizes = (l, d, b, blocks, launch.span, spans, *z.stride()[:2], *B.stride()[:3], *C.stride()[:3])
     variant = {
         "DTYPE": DTYPES[u.dtype],
         "DIRECTIONS": k,
@@ -84,34 +137,30 @@ def scan_forward(
         "HELD": launch.held,
         "STEPS": STEPS,
         "WARPS": WARPS,
-        "BLOCKS": blocks_resident(k, launch.held),
         "KEPT": BLOCK,
         "PAIRS": int(aligned(2, u, delta, z)),
         "QUADS": int(n % 4 == 0 and aligned(4, B, C)),
     }
 
-    def walk(*, ends: bool) -> None:
-        run(
-            "cuda_forward.cu",
-            "scan_kernel",
-            (-(-d // (16 * WARPS)), spans, b),
-            32 * WARPS * k,
-            *(u, delta, A, B, C, D, z, delta_bias, out, carry, decay, states),
-            *sizes,
-            defines=variant
-            | {"SAVE": int(keep and not ends), "ENDS": int(ends), "CARRY": int(spans > 1 and not ends)},
-        )
+    def walk(deal: Deal, **kind: int) -> None:
+        chains = -(-d // (16 * WARPS)) * (spans - kind["ENDS"]) * b
+        kind |= {"BLOCKS": deal.resident * 2 // k, "CUT": int(deal.share * STEPS > launch.span)}
+        flags = torch.zeros(chains * kind["CUT"], dtype=torch.int32, device=u.device)
+        tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, decay, states, flags)
+        threads, numbers = 32 * WARPS * k, (deal.share, *sizes)
+        grid = (deal.grid, 1, 1)
+        run("cuda_forward.cu", "scan_kernel", grid, threads, *tensors, *numbers, defines=variant | kind)
 
     if spans > 1:
-        walk(ends=True)
+        walk(launch.ends, SAVE=0, ENDS=1, CARRY=0)
         chain(carry, decay, A, last=False, run=run)
-    walk(ends=False)
+    walk(launch.walk, SAVE=int(keep), ENDS=0, CARRY=int(spans > 1))
     return out, states
 
 
-def blocks_resident(k: int, held: int) -> int:
-    """Blocks of a multiprocessor that the registers are shared out for: the fewer, the more states a lane."""
-    return min(BLOCKS, max(2, BLOCKS + 2 - -(-held // 2))) * 2 // k
+def blocks_resident(held: int) -> int:
+    """Blocks, of both directions, that a multiprocessor has registers for: fewer of more states a lane."""
+    return min(BLOCKS, max(2, BLOCKS + 2 - -(-held // 2)))
 
 
 def aligned(count: int, *tensors: Tensor) -> bool:
