@@ -3,7 +3,8 @@
 Every candidate runs in a process of its own, since a kernel that faults takes the device's context with it;
 its failure is one row of the table. A variant is a candidate with other constants of `cuda_forward.py` (or,
 after `backward.` and `conv.`, of `cuda_backward.py` and `cuda_conv.py`):
-`--variants STEPS=4 WARPS=1,BLOCKS=10 backward.MOST_WARPS=8 conv.ROWS=64,conv.LOADS=2`.
+`--variants STEPS=4 WARPS=1,BLOCKS=10 backward.MOST_WARPS=8 conv.ROWS=64,conv.LOADS=2`. In the forward scan
+`LEAST_GAIN=1000` leaves every chain whole, and `SHORTEST=1000000` does not split time.
 """
 
 import argparse
@@ -69,20 +70,29 @@ def _median(function: Callable[[], object]) -> float:
     return round(statistics.median(times), 4)
 
 
-def checked(kernels) -> dict[str, float]:
-    """Relative errors of output and gradients against float64."""
+def name_of(shape: tuple[int, ...]) -> str:
+    """Batch and tokens."""
+    return f"{shape[1]}x{shape[2]}"
+
+
+def checked(kernels, *, forward: bool) -> dict[str, float]:
+    """Relative errors of output and, unless only the forward pass is wanted, gradients against float64."""
     inputs = inputs_of(*CHECKED)
     exact = [x.double().requires_grad_() for x in inputs]
     truth = selective_scan(*exact)
     grad = torch.randn_like(truth).bfloat16()
     out, saved = kernels.scan(*inputs)
+    if forward:
+        return {"out": error(out, truth)}
     found = (out, *kernels.scan_backward(grad, *inputs, saved))
     expected = (truth, *torch.autograd.grad(truth, exact, grad.double()))
     return {name: error(a, b) for name, a, b in zip(NAMES, found, expected, strict=True)}
 
 
-def timed(kernels, shape: tuple[int, ...], sample: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Times at one shape; every 997th number of the results goes to the file `sample`."""
+def timed(
+    kernels, shape: tuple[int, ...], sample: Path, *, forward: bool
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Times at one shape, of the forward scan or of all; every 997th result goes to the file `sample`."""
     torch.manual_seed(0)
     inputs = inputs_of(*shape)
     out, saved = kernels.scan(*inputs)
@@ -92,6 +102,9 @@ def timed(kernels, shape: tuple[int, ...], sample: Path) -> Iterator[tuple[str, 
     results = [out]
     torch.save([out.flatten()[::997].float().cpu()], sample)
     yield "forward", milliseconds(lambda: kernels.scan(*inputs))
+    yield "inference", milliseconds(lambda: kernels.scan(*inputs, keep=False))
+    if forward:
+        return
     yield "conv", milliseconds(lambda: kernels.conv(x, weight, bias))
     yield "conv backward", milliseconds(lambda: kernels.conv_backward(inputs[0], x, weight, bias))
     results += kernels.scan_backward(grad, *inputs, saved)
@@ -99,7 +112,7 @@ def timed(kernels, shape: tuple[int, ...], sample: Path) -> Iterator[tuple[str, 
     yield "backward", milliseconds(lambda: kernels.scan_backward(grad, *inputs, saved))
 
 
-def work(candidate: str, shapes: list[tuple[int, ...]], folder: Path) -> None:
+def work(candidate: str, shapes: list[tuple[int, ...]], folder: Path, *, forward: bool) -> None:
     """One candidate, in its own process: a JSON object a line, the check first."""
     backend, _, constants = candidate.partition(":")
     kernels = load(backend).KERNELS
@@ -108,12 +121,12 @@ def work(candidate: str, shapes: list[tuple[int, ...]], folder: Path) -> None:
         side, _, constant = name.rpartition(".")
         setattr(importlib.import_module(f"flexvideo.scan.cuda_{side or 'forward'}"), constant, int(value))
     try:
-        say({"errors": checked(kernels)})
+        say({"errors": checked(kernels, forward=forward)})
     except Exception as failure:
         say({"failed": f"the check: {failure}"})
     for shape in shapes:
-        for kind, times in timed(kernels, shape, folder / str(shape[1])):
-            say({"batch": shape[1], "kind": kind, **times})
+        for kind, times in timed(kernels, shape, folder / name_of(shape), forward=forward):
+            say({"shape": name_of(shape), "kind": kind, **times})
 
 
 def say(row: dict[str, object]) -> None:
@@ -137,16 +150,16 @@ def run(candidate: str, arguments: list[str], folder: Path, limit: float) -> lis
     return rows
 
 
-def compare(folder: Path, first: str, candidates: list[str], batches: list[int]) -> list[dict[str, object]]:
+def compare(folder: Path, first: str, candidates: list[str], shapes: list[str]) -> list[dict[str, object]]:
     """Relative differences from the first candidate at full size."""
     rows = []
     for candidate in candidates:
-        for batch in batches:
-            paths = [folder / name.replace("/", "_") / str(batch) for name in (first, candidate)]
+        for shape in shapes:
+            paths = [folder / name.replace("/", "_") / shape for name in (first, candidate)]
             if candidate != first and all(path.exists() for path in paths):
                 one, other = (torch.load(path) for path in paths)
                 values = {name: error(b, a) for name, a, b in zip(NAMES, one, other, strict=False)}
-                rows.append({"candidate": candidate, "batch": batch, f"difference from {first}": values})
+                rows.append({"candidate": candidate, "shape": shape, f"difference from {first}": values})
     return rows
 
 
@@ -154,16 +167,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["triton", "cuda"])
     parser.add_argument("--variants", nargs="*", default=[], help="constants of the cuda backend to try")
-    parser.add_argument("--batches", type=int, nargs="+", default=[16, 1])
-    parser.add_argument("--tokens", type=int, default=3137)
+    parser.add_argument("--shapes", nargs="+", default=["16x3137", "1x3137"], help="batch x tokens")
     parser.add_argument("--width", type=int, default=1152)
+    parser.add_argument("--forward", action="store_true", help="only the forward scan")
     parser.add_argument("--limit", type=float, default=150.0, help="seconds a candidate")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    shapes = [(2, batch, options.tokens, options.width, 16) for batch in options.batches]
+    shapes = [(2, *map(int, shape.split("x")), options.width, 16) for shape in options.shapes]
     if options.work:
-        return work(options.work, shapes, options.folder)
+        return work(options.work, shapes, options.folder, forward=options.forward)
     candidates = [*options.backends, *(f"cuda:{variant}" for variant in options.variants)]
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -172,7 +185,7 @@ def main() -> None:
                 if "failed" in row:
                     print(candidate, row["failed"], flush=True)
                 rows.append(row)
-        rows += compare(Path(name), candidates[0], candidates, options.batches)
+        rows += compare(Path(name), candidates[0], candidates, options.shapes)
     table(rows)
     path = write_results("kernels", rows)
     if "OUT" in os.environ:
@@ -182,7 +195,7 @@ def main() -> None:
 def table(rows: list[dict[str, object]]) -> None:
     """Milliseconds as Python calls it and as a graph; the largest error."""
     for row in rows:
-        begin = f"{row['candidate']:32}{row.get('batch', ''):>4}  "
+        begin = f"{row['candidate']:32}{row.get('shape', ''):>10}  "
         if "kind" in row:
             print(f"{begin}{row['kind']:14} {row['called']:8.3f} {row['graphed']:8.3f}")
         for key in row:

@@ -18,9 +18,9 @@
 //
 // Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16): 96 registers, so 5 blocks of 4 warps a
 // multiprocessor; none is spilled within a tile, and with CUT one between tiles. A warp's update takes 8.5 instructions
-// before the directions meet and 9.2 after it (4 of them are the recurrence and its exponential, 1 is y), 0.6 more where
+// before the directions meet and 9.2 after it (4 of them are the recurrence and its exponential, 1 is y), 0.6 more if
 // states are kept, 0.1 more with CUT: 2.1 and 2.3 clocks of a multiprocessor, beside 2.1 and 2.4 of its exponentials,
-// and 2.3 of shared and global memory if a 128-bit load of a warp takes 4. With ENDS it is 6.2 instructions, so that the
+// and 2.3 of shared and global memory if a 128-bit load of a warp takes 4. With ENDS it is 6.2 instructions, so that
 // exponentials alone count. With 4 blocks a multiprocessor CUT costs nothing (126 registers).
 //
 // Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between two
