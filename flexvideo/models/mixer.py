@@ -5,12 +5,15 @@ Shapes: B batch, L tokens, D width, E = 2 D inner width, N state, R rank of the 
 
 import math
 from itertools import chain
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flexvideo.devices import products_dtype
+from flexvideo.errors import UnsupportedModelError
 from flexvideo.scan import (
     Fused,
     Normed,
@@ -154,24 +157,34 @@ class BiMamba(nn.Module):
     def _paired(self, ends: tuple[str, ...]) -> list[list[Tensor]]:
         """The weights between the projections, of the directions with these ends of names."""
         # as attributes, not parameters: parametrizations, pruning and functional calls put tensors there
-        convs, rows, steps = ([getattr(self, name + end) for end in ends] for name in LAYERS)
+        convs, rows, steps = ([self._read(name + end) for end in ends] for name in LAYERS)
         pairs = [[conv.weight for conv in convs], [conv.bias for conv in convs], [row.weight for row in rows]]
         pairs += [[step.weight for step in steps], [step.bias for step in steps]]
         return pairs + [[getattr(self, name.format(end)) for end in ends] for name in ("A{}_log", "D{}")]
 
+    def _read(self, name: str) -> Any:
+        """A layer of which the weights are taken, and which is never called."""
+        layer = getattr(self, name)
+        # pruning and the old weight_norm make the weight anew in a hook; hooks that look on do no harm
+        stale = layer._forward_pre_hooks and "weight" not in layer._parameters
+        if stale or "forward" in vars(layer) or not isinstance(layer, nn.Linear | nn.Conv1d):
+            raise UnsupportedModelError(
+                f"{type(self).__name__} takes the weight of its {name} and never calls it, so that what this "
+                f"{type(layer).__name__} does to its input, output or weight would have no effect: adapt "
+                "in_proj or out_proj, use torch.nn.utils.parametrize, or merge the change into the weight."
+            )
+        return layer
+
 
 def bare(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer is of this very class and nothing is attached to it, so that its weight says it all."""
+    return type(layer) is kind and not _attached(layer)
+
+
+def _attached(layer: nn.Module) -> bool:
+    """Whether calling a layer does more than its class says."""
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-    return type(layer) is kind and not (hooks or layer._backward_pre_hooks)
-
-
-def products_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which products with this tensor are computed: autocast's where it is on."""
-    device = x.device.type
-    if device == "meta":  # it has no autocast
-        return x.dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return bool(hooks or layer._backward_pre_hooks) or "forward" in vars(layer)
 
 
 @torch.no_grad()

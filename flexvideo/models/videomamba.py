@@ -14,10 +14,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flexvideo.devices import products_dtype
 from flexvideo.errors import ConfigError, GeometryError
 from flexvideo.models.drop import kept
 from flexvideo.models.hub_mixin import HubMixin
-from flexvideo.models.mixer import BiMamba, bare, products_dtype
+from flexvideo.models.mixer import BiMamba, bare
 from flexvideo.patch import PatchConv3d
 from flexvideo.scan import Normed, accumulation_dtype
 
@@ -136,22 +137,24 @@ class Block(nn.Module):
         mixer = self.mixer
         if first and _own(mixer) and bare(mixer, type(mixer)) and bare(self, type(self)):
             mixer = functools.partial(mixer, first=True)
-        return checkpoint(mixer, *arguments, use_reentrant=False) if use_checkpoint else mixer(
-            *arguments
-        ), total
+        if use_checkpoint:
+            return checkpoint(mixer, *arguments, use_reentrant=False), total
+        return mixer(*arguments), total
 
     def _normed(
         self, added: Float[Tensor, "b l d"], residual: Float[Tensor, "b l d"] | None
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"], Normed | None]:
         """The new residual, it normalised, and what the mixer may find this again from."""
-        norm = self.norm
-        fused = self.mixer.fused(added) if _own(self.mixer) and bare(norm, RMSNorm) else None
+        norm, mixer = self.norm, self.mixer
+        plain = bare(norm, RMSNorm) and norm.weight is not None and norm.eps is not None
+        fused = mixer.fused(added) if plain and _own(mixer) else None
         if fused is None:
             total = added.to(accumulation_dtype(added)) if residual is None else residual + added
             return total, norm(total), None
         eps, dtype = cast(float, norm.eps), products_dtype(norm.weight)
         total, normed = fused.add_norm(added, residual, norm.weight, eps, dtype)
-        return total, normed, Normed(total, norm.weight, eps)
+        # a hook may change what the mixer gets, which is then not what the norm gave
+        return total, normed, Normed(total, norm.weight, eps) if bare(mixer, type(mixer)) else None
 
 
 def _own(mixer: nn.Module) -> bool:
@@ -291,8 +294,9 @@ class VideoMamba(nn.Module, HubMixin):
         residual: Tensor | None = None
         for index, layer in enumerate(self.layers):
             again = self.use_checkpoint and index < self.checkpoint_num
-            first = not all_tokens and index == len(self.layers) - 1
-            hidden, residual = layer(hidden, residual, use_checkpoint=again, first=first)
+            last = not all_tokens and index == len(self.layers) - 1
+            options = {"first": True} if last and isinstance(layer, Block) else {}
+            hidden, residual = layer(hidden, residual, use_checkpoint=again, **options)
         assert residual is not None  # there is at least one block
         hidden = self.drop_path(hidden)
         if all_tokens:
@@ -310,7 +314,7 @@ class VideoMamba(nn.Module, HubMixin):
         space, time = self.pos_embed, self.temporal_pos_embedding
         self._check_tables(x, patches, rows=(time.shape[1], space.shape[1] - 1))
         tokens = patches.flatten(3).permute(0, 2, 3, 1)  # (B, T', h * w, D)
-        tokens = tokens + space[:, 1:] + time[:, :, None]
+        tokens = tokens + (space[:, 1:] + time[:, :, None])  # one pass over the batch
         cls = (self.cls_token + space[:, :1]).expand(x.shape[0], -1, -1)
         return self.pos_drop(torch.cat((cls, tokens.flatten(1, 2)), dim=1))
 
