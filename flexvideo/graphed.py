@@ -5,7 +5,7 @@ them all at once.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -80,6 +80,8 @@ class Graphed(Generic[Model]):
     def _watch(self) -> None:
         """Look for what the graphs depend on, so that a look at its state is quick."""
         modules = list(self.model.modules())
+        _check_hooks(self.model, modules)
+        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._tensors = [store for m in modules for store in (m._parameters, m._buffers) if store]
         self._parts = [m._modules for m in modules if m._modules]
         self._flex = flex_within(self.model)
@@ -90,7 +92,12 @@ class Graphed(Generic[Model]):
         state: list[Any] = [x.data_ptr() for store in self._tensors for x in store.values() if x is not None]
         state += [part for parts in self._parts for part in parts.values()]
         flex = self._flex
-        return [*state, type(self.model), *((flex.policy, flex.plan) if flex else ())]
+        return [
+            *state,
+            sum(map(len, self._hooks)),
+            type(self.model),
+            *((flex.policy, flex.plan) if flex else ()),
+        ]
 
     def _capture(self, clip: Tensor, options: dict[str, Any], low: torch.dtype | None) -> _Captured:
         still = torch.empty_like(clip, memory_format=torch.contiguous_format).copy_(clip)
@@ -106,7 +113,8 @@ class Graphed(Generic[Model]):
                     self.model(still, **options)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # on this stream: by itself torch takes one of the device where it first recorded anything
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 output = self.model(still, **options)
         return _Captured(graph.replay, still, output, cached())
 
@@ -119,7 +127,7 @@ def graphed(model: Model, *, kinds: int = 8) -> Graphed[Model]:
     share their memory. Weights may change in place, as optimizers and `load_state_dict` change them; where
     they were replaced or moved, layers replaced or the policy changed, everything is recorded anew.
 
-    Not for models whose work depends on what the clip shows, nor for several threads at once.
+    Not for models whose work depends on what the clip shows, nor for several threads or streams at once.
 
     Args:
         model: a model on a CUDA device, in evaluation mode; flexible or not.
@@ -127,7 +135,7 @@ def graphed(model: Model, *, kinds: int = 8) -> Graphed[Model]:
 
     Raises:
         BackendError: a model that is not on a CUDA device.
-        UnsupportedModelError: a model in training mode.
+        UnsupportedModelError: a model in training mode, or one with forward hooks.
         ConfigError: `kinds` below 1.
 
     Example:
@@ -167,6 +175,16 @@ def _check_model(model: nn.Module) -> None:
     if model.training:
         raise UnsupportedModelError(
             f"CUDA graphs are for inference, and this {name} is in training mode: call model.eval() first."
+        )
+
+
+def _check_hooks(model: nn.Module, modules: Sequence[nn.Module]) -> None:
+    hooked = next((m for m in modules if m._forward_hooks or m._forward_pre_hooks), None)
+    if hooked is not None:
+        raise UnsupportedModelError(
+            f"CUDA graphs replay kernels without Python, and {type(hooked).__name__}, a module of this "
+            f"{type(model).__name__}, has forward hooks, which would not run: remove them, or call the model "
+            "itself."
         )
 
 

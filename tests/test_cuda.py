@@ -12,6 +12,8 @@ from cuda_cases import emulated, error, scan_inputs
 from flexvideo import VideoMamba
 from flexvideo.errors import BackendError
 from flexvideo.scan import available_backends, causal_conv, cuda, nvrtc, registry, selective_scan
+from flexvideo.scan.cuda_conv import conv_forward
+from flexvideo.scan.cuda_norm import norm_forward
 
 # dtype -> relative error of outputs, of gradients
 TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float16: (2e-3, 4e-3), torch.bfloat16: (1e-2, 1e-2)}
@@ -157,6 +159,35 @@ def test_float64_is_refused():
     inputs = [x.double() for x in scan_inputs(1, 1, 2, 2, 4, device="cpu")]
     with pytest.raises(BackendError, match=r"float16 and bfloat16, got torch\.float64: use 'reference'"):
         cuda.alike(*inputs)
+
+
+def test_float64_is_refused_by_each_kernel():
+    wide, weight = torch.zeros(1, 3, 4, dtype=torch.double), torch.ones(4)
+    for start in (
+        lambda: conv_forward(wide, torch.zeros(2, 4, 4), torch.zeros(2, 4)),
+        lambda: norm_forward(wide, None, weight, 1e-5, torch.double),
+    ):
+        with pytest.raises(BackendError, match=r"works in float32, float16 and bfloat16, got torch\.float64"):
+            start()
+
+
+def test_what_was_cut_short_is_compiled_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(nvrtc, "_compiler", lambda: None)
+    monkeypatch.setattr(nvrtc, "_version", lambda compiler: b"1")
+    monkeypatch.setattr(nvrtc, "_compile", lambda *arguments: b"whole")
+    assert nvrtc.compiled("cuda_norm.cu", (), "sm_90") == b"whole"
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(b"")
+    assert nvrtc.compiled("cuda_norm.cu", (), "sm_90") == b"whole"
+    assert kept.read_bytes() == b"whole"
+    monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path / "gone")
+    with pytest.warns(UserWarning, match="cannot be kept and are compiled anew next time: .*gone"):
+        assert nvrtc.compiled("cuda_norm.cu", (), "sm_90") == b"whole"
+
+
+def test_an_empty_batch_starts_nothing():
+    nvrtc.run("none.cu", "none", (1, 0, 1), 32, torch.zeros(1), defines={})
 
 
 def test_widest_dtype_is_taken():

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import flexvideo as fv
-from flexvideo.errors import BackendError
+from flexvideo.errors import BackendError, UnsupportedModelError
 from flexvideo.scan import chunked, mixing
 
 LOW = torch.bfloat16
@@ -187,6 +188,77 @@ def test_a_training_step_of_videomamba_m_fits_in_16_gib():
     middle = closed_form(16, 3137, 576)  # 16 x 224 px, batch 16
     assert middle < 0.5e9
     assert 32 * middle < 8 * 2**30
+
+
+def gradients(model, x):
+    out = model(x)
+    return [out, *torch.autograd.grad(out.square().sum(), [p for p in model.parameters() if p.requires_grad])]
+
+
+def masked(module, args):
+    args[0].data[:, ::2] = 0  # seen by nobody but the mixer
+
+
+def test_what_a_hook_does_to_the_tokens_is_in_the_gradients():
+    """The mixer then must not find its input again from what the norm gave."""
+    model = fused()
+    twin = by_layers(model)
+    for each in (model, twin):
+        each.layers[1].mixer.register_forward_pre_hook(masked)
+        each.layers[2].mixer.register_forward_pre_hook(lambda module, args: (args[0] * 1.5, *args[1:]))
+    for a, b in zip(gradients(model, clip()), gradients(twin, clip()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_another_forward_of_a_projection_is_heeded():
+    model = fused()
+    twin = by_layers(model)
+    for each in (model, twin):
+        layer = each.layers[1].mixer.in_proj
+        layer.forward = lambda h, own=layer.forward: own(h) * 1.5
+    assert error(model(clip()), twin(clip())) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["conv1d", "x_proj_b", "dt_proj"])
+def test_layers_that_are_never_called_refuse_to_be_adapted(name):
+    class Adapter(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    for adapt in (
+        lambda mixer, layer: setattr(mixer, name, Adapter(layer)),
+        lambda mixer, layer: setattr(layer, "forward", lambda h: h),
+        lambda mixer, layer: prune.l1_unstructured(layer, "weight", 0.5),
+    ):
+        model = fused()
+        mixer = model.layers[0].mixer
+        adapt(mixer, getattr(mixer, name))
+        with pytest.raises(UnsupportedModelError, match=f"takes the weight of its {name} and never calls it"):
+            model(clip())
+
+
+def test_weights_of_several_dtypes():
+    model = fused()
+    for layer in model.layers:
+        layer.mixer.in_proj.bfloat16()
+    with torch.autocast("cpu", LOW):
+        assert error(model(clip()), by_layers(model)(clip())) < 0.02
+
+
+def test_blocks_of_another_class():
+    class Wrapped(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+
+        def forward(self, hidden, residual=None, use_checkpoint=False):
+            return self.block(hidden, residual, use_checkpoint)
+
+    model = fused()
+    expected = model(clip())
+    model.layers[2] = Wrapped(model.layers[2])
+    assert error(model(clip()), expected) < 1e-5
 
 
 class Kept(TorchDispatchMode):

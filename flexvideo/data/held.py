@@ -10,6 +10,7 @@ from torch import Tensor
 from flexvideo.data.clips import Size
 from flexvideo.data.records import VideoSet
 from flexvideo.data.source import Choose, ClipSource
+from flexvideo.devices import usable_device
 from flexvideo.errors import MemoryLimitError, VideoError
 
 
@@ -27,6 +28,7 @@ class HeldSource(ClipSource):
         progress: called with the number of clips read, and their total.
 
     Raises:
+        ConfigError: a device that cannot be used here.
         VideoError: a clip that cannot be read, where the source does not skip such, or not one that can.
         MemoryLimitError: not enough memory for all of them.
 
@@ -49,7 +51,7 @@ class HeldSource(ClipSource):
     ) -> None:
         super().__init__()
         self.name, self.classes, self.flip_ok = source.name, source.classes, source.flip_ok
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self._source = source
         self._kept: list[int] = []  # clips of the source
         height, width = (size, size) if isinstance(size, int) else size
@@ -97,7 +99,7 @@ def _room(
 ) -> UInt8[Tensor, "n t h w 3"]:
     try:
         return torch.empty(clips, frames, height, width, 3, dtype=torch.uint8, device=device)
-    except RuntimeError as error:  # torch's way of saying so
+    except RuntimeError as error:  # torch's way of saying so, on any device
         size = clips * frames * height * width * 3 / 2**30
         raise MemoryLimitError(
             f"{clips} clips of {frames} frames of {height} x {width} px take {size:,.0f} GiB, which "

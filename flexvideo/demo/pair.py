@@ -35,8 +35,8 @@ def measure_pair(
 
     Args:
         files: `FILES`, or what `train_pair` gives.
-        frames: frame counts.
-        sizes: frame sides in pixels.
+        frames: frame counts, vanilla's own among them.
+        sizes: frame sides in pixels, likewise.
         progress: called with the number of clips done, and their total, drawing included.
     """
     models = _models(files)

@@ -13,7 +13,6 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -378,17 +377,14 @@ static void *help(void *queue) {
 /* GOMP_parallel of torch's OpenMP, or null: calls a function in so many threads. */
 typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned);
 
-static pid_t home; /* the process that loaded this library */
-__attribute__((constructor)) static void remember(void) { home = getpid(); }
-
 /* In torch's own threads: they spin for a while after each of its operators, and would take the cores from any other
-   threads. They are not there in a forked process; there, and where torch has no OpenMP, threads live for one call.
+   threads. Without a team threads live for one call.
    The team is always whole, as OpenMP ends the threads that a smaller one leaves over. */
 static int run(bool (*task)(const void *, long), const void *args, long b, long d, long threads, Team team) {
     Queue queue = {task, args, b * ((d + GROUP - 1) / GROUP), 0, false};
     pthread_t helpers[MAX_THREADS];
     long started = 0, wanted = least(least(threads, queue.tasks), MAX_THREADS);
-    if (team && wanted > 1 && getpid() == home) team(work, &queue, threads, 0);
+    if (team && wanted > 1) team(work, &queue, threads, 0);
     else {
         while (started < wanted - 1 && !pthread_create(helpers + started, NULL, help, &queue)) started++;
         work(&queue);

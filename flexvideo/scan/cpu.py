@@ -6,6 +6,7 @@ and in forked processes, it starts threads of its own for each call.
 
 import ctypes
 import math
+import os
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 from flexvideo.errors import BackendError, BackendMemoryError
 from flexvideo.scan.native import CompileError, library, team
 from flexvideo.scan.ops import Kernels, operators
+from flexvideo.scan.registry import HOME
 
 CHUNK, GROUP, ALIGN = 64, 64, 16  # steps between saved states, channels of a task: as in cpu.c; widest vector
 SIZES = ("k", "b", "l", "d", "n")
@@ -172,7 +174,9 @@ def _call(
     sizes |= {f"{strided}_batch": rows.stride(0), f"{strided}_row": rows.stride(1)}
     arguments = struct(**{key: x.data_ptr() for key, x in tensors.items()}, **sizes)
     threads = ctypes.c_long(torch.get_num_threads())
-    if getattr(library(), name)(ctypes.byref(arguments), threads, team()):
+    # a forked process has none of the threads of the one that imported torch, and would wait for ever
+    own = team() if os.getpid() == HOME else None
+    if getattr(library(), name)(ctypes.byref(arguments), threads, own):
         raise BackendMemoryError(
             f"No memory is left for the scan backend 'cpu' to work in, at {b} clips of {l} tokens: use a "
             "smaller batch or shorter clips."

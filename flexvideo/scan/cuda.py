@@ -11,11 +11,10 @@ import functools
 import torch
 from torch import Tensor
 
-from flexvideo.errors import BackendError
 from flexvideo.scan import nvrtc
 from flexvideo.scan.cuda_backward import backward_launch_for, scan_backward
 from flexvideo.scan.cuda_conv import conv_backward, conv_forward
-from flexvideo.scan.cuda_forward import DTYPES, kept, launch_for, scan_forward
+from flexvideo.scan.cuda_forward import kept, launch_for, number_of, scan_forward
 from flexvideo.scan.cuda_gather import gather
 from flexvideo.scan.cuda_norm import norm_backward, norm_forward
 from flexvideo.scan.mixing import fused
@@ -81,11 +80,7 @@ def alike(
         BackendError: a dtype that the kernels do not have.
     """
     dtype = functools.reduce(torch.promote_types, (x.dtype for x in (u, delta, B, C, z)))
-    if dtype not in DTYPES:
-        raise BackendError(
-            f"The scan backend 'cuda' works in float32, float16 and bfloat16, got {dtype}: use 'reference' "
-            "or 'chunked'."
-        )
+    number_of(dtype)  # refuses others
     u, delta, B, C, z = (x.to(dtype) for x in (u, delta, B, C, z))
     return u, delta, A.float(), B, C, D.float(), z, delta_bias.float()
 
@@ -100,9 +95,10 @@ def unavailable() -> str | None:
     """Why the kernels cannot run here."""
     if not torch.cuda.is_available() or torch.version.cuda is None:
         return "it needs a CUDA device."
-    if torch.cuda.get_device_capability() < (8, 0):
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
         return "it needs a GPU of compute capability 8.0 or newer."
-    return nvrtc.unavailable()
+    return nvrtc.unavailable(capability)
 
 
 KERNELS = Kernels(scan, backward, saved, conv_forward, conv_backward, norm_forward, norm_backward, gather)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flexvideo.scan import nvrtc
-from flexvideo.scan.cuda_forward import DTYPES, aligned
+from flexvideo.scan.cuda_forward import aligned, number_of
 
 SOURCE = "cuda_conv.cu"
 THREADS = 128  # of a block, two or four channels each
@@ -58,4 +58,4 @@ def _filters(weight: Tensor) -> Tensor:
 
 def _variant(x: Tensor, k: int, taps: int, rows: int) -> dict[str, int]:
     sizes = {"DIRECTIONS": k, "TAPS": taps, "ROWS": rows, "LOADS": LOADS}
-    return {"DTYPE": DTYPES[x.dtype], **sizes, "PAIRS": int(aligned(2, x))}
+    return {"DTYPE": number_of(x.dtype), **sizes, "PAIRS": int(aligned(2, x))}

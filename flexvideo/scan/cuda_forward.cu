@@ -29,18 +29,18 @@
 // state), CARRY (the state at a span's beginning is read), CUT (shares end within chains).
 #include "cuda_common.cuh"
 
-#define LANES 4
 #define GROUPS (STEPS / LANES)
 #define PER_WARP (WARP / LANES)  // pairs of a warp
 #define CHANNELS (2 * PER_WARP * WARPS)
 #define PADDED (LANES * HELD)
+#define QUARTER (PADDED / 4)  // float4 of B or C of a step
 #define SIDE (WARPS * WARP)  // threads of a direction
-#define TILE_QUADS (STEPS * 2 * HELD)
+#define TILE_QUADS (STEPS * 2 * QUARTER)
 #define LOADS ((TILE_QUADS + SIDE - 1) / SIDE)  // of a thread
 
 // What threads hand to each other of one tile.
 struct Tile {
-    float4 rows[DIRECTIONS][STEPS][2 * HELD];  // B, then C
+    float4 rows[DIRECTIONS][STEPS][2 * QUARTER];  // B, then C
     float4 steps[DIRECTIONS * WARPS][STEPS][PER_WARP];  // dt and dt u of a pair's first, of its second channel
 };
 
@@ -118,8 +118,8 @@ struct Rows {
 };
 
 DEVICE int quad(int i) { return (int)threadIdx.x % SIDE + i * SIDE; }
-DEVICE int step_of(int i) { return quad(i) / (2 * HELD); }
-DEVICE int column_of(int i) { return quad(i) % (2 * HELD); }
+DEVICE int step_of(int i) { return quad(i) / (2 * QUARTER); }
+DEVICE int column_of(int i) { return quad(i) % (2 * QUARTER); }
 DEVICE bool has_quad(int i) { return TILE_QUADS % SIDE == 0 || quad(i) < TILE_QUADS; }
 
 DEVICE Rows rows_of(const Scalar* B, const Scalar* C, long long b_l, long long c_l, int t, int sign) {
@@ -127,9 +127,9 @@ DEVICE Rows rows_of(const Scalar* B, const Scalar* C, long long b_l, long long c
     rows.t = t;
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
-        bool second = column_of(i) >= HELD;
+        bool second = column_of(i) >= QUARTER;
         long long stride = second ? c_l : b_l;
-        rows.at[i] = (second ? C : B) + (t + sign * step_of(i)) * stride + 4 * (column_of(i) % HELD);
+        rows.at[i] = (second ? C : B) + (t + sign * step_of(i)) * stride + 4 * (column_of(i) % QUARTER);
         rows.tile[i] = sign * STEPS * stride;
     }
     return rows;
@@ -150,7 +150,7 @@ DEVICE void load_rows(Quad (&to)[LOADS], Rows& rows, int sign, int L) {
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
         bool here = has_quad(i) && (unsigned)(rows.t + sign * step_of(i)) < (unsigned)L;
-        to[i] = load_quad(rows.at[i], 4 * (column_of(i) % HELD), here);
+        to[i] = load_quad(rows.at[i], 4 * (column_of(i) % QUARTER), here);
         rows.at[i] += rows.tile[i];
     }
     rows.t += sign * STEPS;
@@ -235,6 +235,12 @@ DEVICE void read_held(float (&out)[HELD], const float* row) {
         float4 x = *(const float4*)(row + i);
         out[i] = x.x, out[i + 1] = x.y, out[i + 2] = x.z, out[i + 3] = x.w;
     }
+#elif HELD % 2 == 0
+#pragma unroll
+    for (int i = 0; i < HELD; i += 2) {
+        float2 x = *(const float2*)(row + i);
+        out[i] = x.x, out[i + 1] = x.y;
+    }
 #else
 #pragma unroll
     for (int i = 0; i < HELD; i++) out[i] = row[i];
@@ -243,17 +249,18 @@ DEVICE void read_held(float (&out)[HELD], const float* row) {
 
 DEVICE float exchanged(float keep, float send, int lanes) { return keep + __shfl_xor_sync(ALL, send, lanes); }
 
-// sums over the 4 lanes of the values of 4 steps: lane j gets those of step j
-DEVICE float2 transposed_sums(const float2 (&y)[LANES], int lane) {
-    const int high = lane & 2, odd = lane & 1;
-    float2 z[2];
+// sums over the lanes of a pair of the values of as many steps: lane j gets those of step j
+DEVICE float2 transposed_sums(float2 (&y)[LANES], int lane) {
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
-        z[j].x = exchanged(select(high, y[j + 2].x, y[j].x), select(high, y[j].x, y[j + 2].x), 2);
-        z[j].y = exchanged(select(high, y[j + 2].y, y[j].y), select(high, y[j].y, y[j + 2].y), 2);
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        const int high = lane & half;
+#pragma unroll
+        for (int j = 0; j < half; j++) {
+            y[j].x = exchanged(select(high, y[j + half].x, y[j].x), select(high, y[j].x, y[j + half].x), half);
+            y[j].y = exchanged(select(high, y[j + half].y, y[j].y), select(high, y[j].y, y[j + half].y), half);
+        }
     }
-    return make_float2(exchanged(select(odd, z[1].x, z[0].x), select(odd, z[0].x, z[1].x), 1),
-                       exchanged(select(odd, z[1].y, z[0].y), select(odd, z[0].y, z[1].y), 1));
+    return y[0];
 }
 
 // the steps of group g: with ENDS nothing comes of them but the states

@@ -10,8 +10,7 @@ from torch import Tensor
 from flexvideo.errors import BackendError
 from flexvideo.scan import nvrtc
 
-LANES = 4  # of a channel pair: see cuda_forward.cu
-WARPS = 2  # of a block and direction, 16 channels each
+WARPS = 2  # of a block and direction
 STEPS = 8  # of a tile
 BLOCKS = 5  # of 4 warps that a multiprocessor holds at a time
 BLOCK = 64  # steps between two states kept for the backward pass
@@ -20,6 +19,10 @@ LEAST_GAIN = 5  # percent of counted time, for which chains are cut
 # What layouts are counted by, all estimates. What a multiprocessor with so many blocks of 4 warps reaches of
 # its full speed: as a queue before its pipes, of warps that wait 3 clocks of 5 where nobody is in their way.
 SPEED = (1.0, 0.4, 0.69, 0.87, 0.95, 0.99)
+CHAIN_TIME = {
+    4: 1.0,
+    8: 0.625,
+}  # of a step of a chain by lanes a channel pair: that of 8 has half the channels
 ENDS_TIME = 0.8  # of the pass before the pass, in that of the pass
 PASSES = 20  # tiles of a multiprocessor that two more launches take, of 0.3 us each
 CUTTING = 10  # as many that flags and a second beginning take
@@ -29,7 +32,7 @@ MOST_STATES = 64
 
 @dataclass(frozen=True)
 class Deal:
-    """How the tiles of all chains (32 channels of one span) are dealt out to blocks of threads.
+    """How the tiles of all chains are dealt out to blocks of threads.
 
     Args:
         grid: blocks of threads.
@@ -47,6 +50,7 @@ class Launch:
     """How a forward pass is laid out on the device: a pure function of shape and device.
 
     Args:
+        lanes: that share a pair of channels; with 8, chains have 16 channels instead of 32.
         held: states of a channel a lane.
         span: steps of a chain.
         spans: chains that time is split into.
@@ -54,6 +58,7 @@ class Launch:
         ends: who does what of the pass before it, which finds the states that spans but the first begin with.
     """
 
+    lanes: int
     held: int
     span: int
     spans: int
@@ -65,22 +70,33 @@ class Launch:
 def launch_for(b: int, l: int, d: int, n: int, multiprocessors: int) -> Launch:
     """The layout for a shape: that of the least counted time.
 
-    Time is split into spans where a block of threads for every 32 channels would leave most of the device
-    idle; all spans but one then take each exponential twice.
+    Where a block of threads for every 32 channels would leave most of the device idle, twice the lanes share
+    them, which takes more instructions, or time is split into spans, all of which but one then take each
+    exponential twice.
     """
-    held, programs = -(-n // LANES), b * -(-d // (16 * WARPS))
-    most = max(1, min(-(-blocks_resident(held) * multiprocessors // programs), l // SHORTEST))
-    layouts = (split(programs, l, held, spans, multiprocessors) for spans in range(1, most + 1))
+    layouts = []
+    for lanes in (4, 8) if n % 16 == 0 else (4,):
+        held, programs = -(-n // lanes), b * -(-d // channels(lanes))
+        most = max(1, min(-(-blocks_resident(held) * multiprocessors // programs), l // SHORTEST))
+        layouts += [split(programs, l, lanes, held, spans, multiprocessors) for spans in range(1, most + 1)]
     return min(layouts, key=lambda counted: counted[0])[1]
 
 
-def split(programs: int, l: int, held: int, spans: int, multiprocessors: int) -> tuple[float, Launch]:
+def channels(lanes: int) -> int:
+    """Of a chain."""
+    return 64 // lanes * WARPS
+
+
+def split(
+    programs: int, l: int, lanes: int, held: int, spans: int, multiprocessors: int
+) -> tuple[float, Launch]:
     """Counted time, in tiles of a multiprocessor at full speed, and layout with about this many spans."""
     span = -(-l // (spans * 2 * STEPS)) * 2 * STEPS  # the directions meet between two tiles
     spans, device = -(-l // span), (blocks_resident(held), multiprocessors)
     time, walk = deal(programs * spans, span // STEPS, *device)
     before, ends = deal(programs * max(1, spans - 1), span // STEPS, *device)
-    return time + (ENDS_TIME * before + PASSES if spans > 1 else 0), Launch(held, span, spans, walk, ends)
+    time = CHAIN_TIME[lanes] * (time + (ENDS_TIME * before if spans > 1 else 0)) + PASSES * (spans > 1)
+    return time, Launch(lanes, held, span, spans, walk, ends)
 
 
 def deal(chains: int, tiles: int, resident: int, multiprocessors: int) -> tuple[float, Deal]:
@@ -102,7 +118,7 @@ def deal(chains: int, tiles: int, resident: int, multiprocessors: int) -> tuple[
 
 def kept(l: int, n: int) -> tuple[int, int]:
     """How many states are kept for the backward pass: along time, and of a channel, with padding."""
-    return -(-l // BLOCK), -(-n // LANES) * LANES
+    return -(-l // BLOCK), -(-n // 4) * 4
 
 
 def scan_forward(
@@ -134,6 +150,7 @@ def scan_forward(
         "DTYPE": DTYPES[u.dtype],
         "DIRECTIONS": k,
         "STATES": n,
+        "LANES": launch.lanes,
         "HELD": launch.held,
         "STEPS": STEPS,
         "WARPS": WARPS,
@@ -143,7 +160,7 @@ def scan_forward(
     }
 
     def walk(deal: Deal, **kind: int) -> None:
-        chains = -(-d // (16 * WARPS)) * (spans - kind["ENDS"]) * b
+        chains = -(-d // channels(launch.lanes)) * (spans - kind["ENDS"]) * b
         kind |= {"BLOCKS": deal.resident * 2 // k, "CUT": int(deal.share * STEPS > launch.span)}
         flags = torch.zeros(chains * kind["CUT"], dtype=torch.int32, device=u.device)
         tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, decay, states, flags)
@@ -161,6 +178,20 @@ def scan_forward(
 def blocks_resident(held: int) -> int:
     """Blocks, of both directions, that a multiprocessor has registers for: fewer of more states a lane."""
     return min(BLOCKS, max(2, BLOCKS + 2 - -(-held // 2)))
+
+
+def number_of(dtype: torch.dtype) -> int:
+    """A dtype as the kernels know it.
+
+    Raises:
+        BackendError: one that they do not have.
+    """
+    if dtype not in DTYPES:
+        raise BackendError(
+            f"The scan backend 'cuda' works in float32, float16 and bfloat16, got {dtype}: use 'reference' "
+            "or 'chunked'."
+        )
+    return DTYPES[dtype]
 
 
 def aligned(count: int, *tensors: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flexvideo.scan import nvrtc
-from flexvideo.scan.cuda_forward import DTYPES
+from flexvideo.scan.cuda_forward import number_of
 
 SOURCE = "cuda_norm.cu"
 WARPS = 4  # of a block, a row each at a time
@@ -28,7 +28,7 @@ def norm_forward(
     alone = residual is None and hidden.dtype == torch.float32
     total = hidden if alone else torch.empty_like(hidden, dtype=torch.float32)
     out = torch.empty_like(hidden, dtype=dtype)
-    before = total if residual is None else residual.contiguous()
+    before = total if residual is None else residual.float().contiguous()
     tensors = (hidden, before, weight.float().contiguous(), total, out)
     rows, d = hidden.numel() // hidden.shape[-1], hidden.shape[-1]
     defines = _variant(tensors, hidden.dtype, dtype) | {"ADD": int(residual is not None)}
@@ -86,7 +86,7 @@ def _variant(tensors: tuple[Tensor, ...], hidden: torch.dtype, out: torch.dtype)
     """Macros; of the two dtypes at most one is narrow, or both are the same."""
     pairs = all(x.shape[-1] % 2 == 0 and x.data_ptr() % (2 * x.element_size()) == 0 for x in tensors)
     wide = {"WIDE_HIDDEN": int(hidden == torch.float32), "WIDE_OUT": int(out == torch.float32)}
-    return {"DTYPE": DTYPES[out if hidden == torch.float32 else hidden], "PAIRS": int(pairs), **wide}
+    return {"DTYPE": number_of(out if hidden == torch.float32 else hidden), "PAIRS": int(pairs), **wide}
 
 
 def _bits(eps: float) -> int:

@@ -117,10 +117,9 @@ def _gathered(weights: list[Tensor], dtype: torch.dtype, kernels: Kernels) -> _W
     stacks += [Stack(pair, wide) for pair in (filters, biases, dt_biases, Ds)]
     stacks.append(Stack(A_logs, wide, decay=True))
     both = weights[:2]
-    if both[0].dtype != dtype:
-        stacks += [Stack([weight], dtype) for weight in both]
+    stacks += [Stack([weight], dtype) for weight in both if weight.dtype != dtype]
     x_proj, dt_proj, conv, conv_bias, dt_bias, D, A, *cast = (kernels.gather or stacked)(stacks)
-    in_proj, out_proj = [weight[0] for weight in cast] or both
+    in_proj, out_proj = (weight if weight.dtype == dtype else cast.pop(0)[0] for weight in both)
     return _Weights(in_proj, out_proj, conv.squeeze(2), conv_bias, x_proj, dt_proj, dt_bias, A, D)
 
 

@@ -91,7 +91,7 @@ def cache_folder() -> Path:
             return folder
     except (OSError, RuntimeError) as error:
         warnings.warn(
-            f"The C kernels cannot be kept, so every process compiles them anew ({error}): set "
+            f"Compiled kernels cannot be kept, so every process compiles them anew ({error}): set "
             "XDG_CACHE_HOME to a folder that can be written.",
             stacklevel=2,
         )

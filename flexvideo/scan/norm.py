@@ -30,7 +30,8 @@ def forward(
 
     The sum may be `hidden` itself where there is no residual.
     """
-    total = hidden.to(accumulation_dtype(hidden)) if residual is None else residual + hidden
+    wide = accumulation_dtype(hidden)
+    total = hidden.to(wide) if residual is None else residual.to(wide) + hidden
     return total, F.rms_norm(total, weight.shape, weight.to(total.dtype), eps).to(dtype)
 
 
@@ -76,7 +77,7 @@ def _add_norm_backward(
 def _fake(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
-    wide = accumulation_dtype(hidden) if residual is None else residual.dtype
+    wide = accumulation_dtype(hidden)
     return hidden.new_empty(hidden.shape, dtype=wide), hidden.new_empty(hidden.shape, dtype=dtype)
 
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import os
-import tempfile
+import warnings
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flexvideo.errors import BackendError
+from flexvideo.errors import BackendError, CheckpointError
 from flexvideo.scan.native import cache_folder
+from flexvideo.weights import write_atomically
 
 FOLDER = Path(__file__).parent
 HEADER = "cuda_common.cuh"
@@ -55,6 +56,8 @@ def run(
     """
     first = arguments[0]
     assert isinstance(first, Tensor)
+    if 0 in grid:
+        return  # an empty batch: the driver refuses to do nothing
     device = first.device.index
     function, context = _loaded(source, kernel, tuple(defines.items()), device, shared)
     # arrays, since a model starts hundreds of kernels and ctypes' own take several times as long to make
@@ -72,13 +75,23 @@ def run(
     _check(started, f"start {kernel}")
 
 
-def unavailable() -> str | None:
-    """Why nothing can be compiled here, in one sentence."""
+def unavailable(capability: tuple[int, int] | None = None) -> str | None:
+    """Why nothing can be compiled, in one sentence.
+
+    Args:
+        capability: compute capability of the device that it is for; None asks for the compiler alone.
+    """
     try:
-        _compiler()
+        compiler = _compiler()
     except BackendError as error:
         return str(error)
-    return None
+    known = _architectures(compiler)
+    if capability is None or 10 * capability[0] + capability[1] in known:
+        return None
+    return (
+        f"NVRTC {_version(compiler).decode()} compiles for compute capabilities {min(known) / 10} to "
+        f"{max(known) / 10}, not for {capability[0]}.{capability[1]}: install a torch for a newer CUDA."
+    )
 
 
 def compiled(source: str, defines: Defines, architecture: str) -> bytes:
@@ -97,13 +110,15 @@ def compiled(source: str, defines: Defines, architecture: str) -> bytes:
     texts = [(FOLDER / name).read_bytes() for name in (source, HEADER)]
     key = hashlib.sha256(b"\0".join([*texts, " ".join(options).encode(), _version(compiler)])).hexdigest()
     path = _folder() / f"{Path(source).stem}-{key[:32]}.cubin"
-    if path.exists():
+    if path.exists() and path.stat().st_size:  # a machine that lost its power leaves empty files
         return path.read_bytes()
     cubin = _compile(compiler, source, texts, options)
-    # a name of its own and a rename: processes that start together never see half a file
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as unfinished:
-        unfinished.write(cubin)
-    os.replace(unfinished.name, path)
+    try:
+        write_atomically(path, cubin)
+    except CheckpointError as error:
+        warnings.warn(
+            f"The CUDA kernels cannot be kept and are compiled anew next time: {error}", stacklevel=2
+        )
     return cubin
 
 
@@ -209,6 +224,15 @@ def _candidates() -> Iterator[str]:
     yield from names
     for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
         yield from (f"{home}/lib64/{name}" for name in names if home)
+
+
+def _architectures(compiler: ctypes.CDLL) -> list[int]:
+    """Compute capabilities that it compiles for, times 10."""
+    count = ctypes.c_int()
+    compiler.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    found = (ctypes.c_int * count.value)()
+    compiler.nvrtcGetSupportedArchs(found)
+    return list(found)
 
 
 def _version(compiler: ctypes.CDLL) -> bytes:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 import warnings
 from types import ModuleType
 
@@ -10,6 +11,7 @@ import torch
 from flexvideo.errors import BackendError, ConfigError
 
 BACKENDS = ("reference", "chunked", "cpu", "cuda", "triton", "mamba-ssm")
+HOME = os.getpid()  # the process that imported this, and torch
 FAST = {"cuda": ("cuda", "triton", "mamba-ssm"), "cpu": ("cpu",)}
 _loaded: dict[str, ModuleType] = {}
 
