@@ -13,6 +13,7 @@ from flexvideo.scan.cuda_forward import (
     Deal,
     Launch,
     blocks_resident,
+    channels,
     kept,
     launch_for,
     scan_forward,
@@ -22,14 +23,14 @@ from flexvideo.scan.reference import selective_scan
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
-def launch(shape, *, spans: int = 1, span: int | None = None, extra: int = 0) -> Launch:
+def launch(shape, *, spans: int = 1, span: int | None = None, extra: int = 0, lanes: int = 4) -> Launch:
     """One chain along time, or several; a block of threads walks `extra` tiles more than one."""
     _, b, l, d, n = shape
     span = span or -(-l // (spans * 16)) * 16
     spans, share = -(-l // span), span // STEPS + extra
-    chains = b * -(-d // 32) * span // STEPS
-    walk, ends = (Deal(-(-chains * count // share), share, 5) for count in (spans, max(1, spans - 1)))
-    return Launch(-(-n // 4), span, spans, walk, ends)
+    tiles = b * -(-d // channels(lanes)) * span // STEPS
+    walk, ends = (Deal(-(-tiles * count // share), share, 5) for count in (spans, max(1, spans - 1)))
+    return Launch(lanes, -(-n // lanes), span, spans, walk, ends)
 
 
 def run_forward(inputs, *, keep=True, **sizes):
@@ -123,6 +124,20 @@ def test_cut_chains_of_spans_agree(extra):
 
 
 @emulated
+@pytest.mark.parametrize("sizes", [{}, {"spans": 3}, {"extra": 3}], ids=str)
+def test_twice_the_lanes_agree(sizes):
+    agrees((2, 2, 77, 20, 16), torch.float32, lanes=8, **sizes)
+
+
+@emulated
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("shape", [(2, 2, 1, 4, 16), (1, 2, 35, 17, 32), (2, 1, 150, 34, 64)])
+def test_twice_the_lanes_agree_at_odd_sizes(shape, dtype):
+    agrees(shape, dtype, lanes=8)
+
+
+@emulated
 @pytest.mark.slow
 def test_spans_agree():
     agrees((2, 2, 150, 36, 16), torch.float32, spans=3)
@@ -130,14 +145,16 @@ def test_spans_agree():
 
 
 @emulated
-@pytest.mark.parametrize(("l", "span"), [(150, None), (193, 176)], ids=["one", "longer than the blocks"])
-def test_states_are_those_before_every_block(l, span):
+@pytest.mark.parametrize(
+    ("l", "span", "lanes"), [(150, None, 4), (193, 176, 4), (150, None, 8)], ids=["one", "longer", "8 lanes"]
+)
+def test_states_are_those_before_every_block(l, span, lanes):
     k, b, d, n = 2, 2, 4, 16
     inputs = scan_inputs(k, b, l, d, n, device="cpu")
     u, delta, A, B, _, _, _, bias = (x.double() for x in inputs)
     dt = torch.nn.functional.softplus(delta + bias[:, None, None])
     pad = -l % BLOCK
-    _, states = run_forward(inputs, span=span)
+    _, states = run_forward(inputs, span=span, lanes=lanes)
     for side in range(k):
         steps = [None] * pad + list(range(l))[::-1] if side else list(range(l))
         h = torch.zeros(b, d, n, dtype=torch.double)
@@ -205,11 +222,12 @@ def test_launches_are_whole(n):
             assert layout.span * (layout.spans - 1) < l <= layout.span * layout.spans
             assert layout.span % 16 == 0
             assert kept(l, n)[0] * BLOCK >= l
-            assert kept(l, n)[1] == 4 * layout.held >= n
+            assert kept(l, n)[1] == layout.lanes * layout.held >= n
             for dealt, chains in ((layout.walk, layout.spans), (layout.ends, max(1, layout.spans - 1))):
                 tiles = layout.span // STEPS
+                of_all = chains * 1152 // channels(layout.lanes) * b * tiles
                 assert dealt.share >= tiles
-                assert dealt.share * (dealt.grid - 1) < chains * 36 * b * tiles <= dealt.share * dealt.grid
+                assert dealt.share * (dealt.grid - 1) < of_all <= dealt.share * dealt.grid
                 # blocks of threads that wait for each other run at the same time
                 assert dealt.share == tiles or dealt.grid <= dealt.resident * 132
                 assert dealt.resident <= blocks_resident(layout.held)
@@ -223,8 +241,11 @@ def test_work_is_dealt_out_where_that_gains():
 
 
 def test_time_is_split_where_the_device_would_be_idle():
-    assert [launch_for(b, 50192 // b, 1152, 16, 132).spans for b in (16, 8, 4, 2, 1)] == [1, 1, 5, 10, 19]
+    layouts = [launch_for(b, 50192 // b, 1152, 16, 132) for b in (16, 8, 4, 2, 1)]
+    assert [layout.spans for layout in layouts] == [1, 1, 5, 10, 19]
+    assert [layout.lanes for layout in layouts] == [4, 8, 4, 4, 4]
     assert launch_for(1, 40, 1152, 16, 132).spans == 1
+    assert launch_for(0, 40, 1152, 16, 132).walk.grid == 0
 
 
 def test_too_many_states_are_refused():
@@ -246,12 +267,13 @@ def test_too_long_sequences_are_refused():
 def variants():
     """Macros of every kind of kernel that is compiled for a model."""
     common = {"DIRECTIONS": 2, "STATES": 16, "HELD": 4, "STEPS": 8, "WARPS": 2, "KEPT": BLOCK}
-    common |= {"PAIRS": 1, "QUADS": 1, "SAVE": 1, "ENDS": 0, "CARRY": 0, "BLOCKS": 5, "CUT": 0}
+    common |= {"LANES": 4, "PAIRS": 1, "QUADS": 1, "SAVE": 1, "ENDS": 0, "CARRY": 0, "BLOCKS": 5, "CUT": 0}
     for dtype in (0, 1, 2):
         for kind in ({}, {"SAVE": 0}, {"SAVE": 0, "ENDS": 1}, {"CARRY": 1}, {"BLOCKS": 4, "CUT": 1}):
             yield {"DTYPE": dtype, **common, **kind}
     yield {"DTYPE": 2, **common, "PAIRS": 0, "QUADS": 0}
     yield {"DTYPE": 2, **common, "DIRECTIONS": 1, "BLOCKS": 10}
+    yield {"DTYPE": 2, **common, "LANES": 8, "HELD": 2, "BLOCKS": 4, "CUT": 1}
     yield {"DTYPE": 0, **common, "STATES": 64, "HELD": 16, "BLOCKS": 2}
 
 

@@ -1,30 +1,32 @@
 // The selective scan forward, both directions in one launch.
 //
-// A thread holds HELD = N / 4 states of 2 adjacent channels (a pair): 4 lanes share a pair, a warp holds 16 channels
-// of one direction. A block has WARPS warps a direction: direction 0 walks up, direction 1 down, by negative strides;
-// whichever comes second to a time adds what the other left in `out`, and gates. Time goes in tiles of STEPS: while
-// one tile is worked on, the next one's inputs are on their way to registers, and are then handed over through shared
-// memory: B and C as float32 (all channels of a block need them), and dt and dt u, which each lane finds for its own
-// pair and every fourth step, so that softplus, gate, loads and stores are spread over the lanes. Sums over the
-// states go over the 4 lanes transposed: 8 values in, 2 out, in the lane that has the inputs of that step.
+// A thread holds HELD = N / LANES states of 2 adjacent channels (a pair): 4 lanes share a pair, a warp holds 16
+// channels of one direction; or 8 lanes and 8 channels, where that fills the device better. A block has WARPS warps a
+// direction: direction 0 walks up, direction 1 down, by negative strides; whichever comes second to a time adds what
+// the other left in `out`, and gates. Time goes in tiles of STEPS: while one tile is worked on, the next one's inputs
+// are on their way to registers, and are then handed over through shared memory: B and C as float32 (all channels of a
+// block need them), and dt and dt u, which each lane finds for its own pair and every LANES steps, so that softplus,
+// gate, loads and stores are spread over the lanes. Sums over the states go over the lanes transposed: of 4, 8 values
+// in, 2 out, in the lane that has the inputs of that step.
 //
-// A chain is the walk of both directions over one span of 32 channels. 576 of them on 132 multiprocessors leave most
-// of these with 4 and some with 5, for which all wait. So work is dealt out in equal shares of tiles, at least a chain:
-// there is no hurrying one, since it is walked step by step. Where a share ends the chain is cut: at the same place of
-// both walks, hence at mirrored times. So whatever the second piece needs of the other direction was left in `out` by
-// itself or by the first piece, whose states it waits for anyway: one flag a chain. The second piece is the last that
-// its block of threads works on, the first the first of its own, so that it is there by then; and blocks wait only for
-// those of a lower index, which have begun. States are handed over in float32: the results are the same bits uncut.
+// A chain is the walk of both directions over one span by the channels of a block. 576 of them on 132 multiprocessors
+// leave most of these with 4 and some with 5, for which all wait. So work is dealt out in equal shares of tiles, at
+// least a chain: there is no hurrying one, since it is walked step by step. Where a share ends the chain is cut: at the
+// same place of both walks, hence at mirrored times. So whatever the second piece needs of the other direction was left
+// in `out` by itself or by the first piece, whose states it waits for anyway: one flag a chain. The second piece is the
+// last that its block of threads works on, the first the first of its own, so that it is there by then; and blocks wait
+// only for those of a lower index, which have begun. States are handed over in float32: the same bits as uncut.
 //
 // Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16): 96 registers, so 5 blocks of 4 warps a
 // multiprocessor; none is spilled within a tile, and with CUT one between tiles. A warp's update takes 8.5 instructions
 // before the directions meet and 9.2 after it (4 of them are the recurrence and its exponential, 1 is y), 0.6 more if
 // states are kept, 0.1 more with CUT: 2.1 and 2.3 clocks of a multiprocessor, beside 2.1 and 2.4 of its exponentials,
 // and 2.3 of shared and global memory if a 128-bit load of a warp takes 4. With ENDS it is 6.2 instructions, so that
-// exponentials alone count. With 4 blocks a multiprocessor CUT costs nothing (126 registers).
+// exponentials alone count. With 4 blocks a multiprocessor CUT costs nothing (126 registers). With 8 lanes it is 10.8
+// and 11.3 instructions (2.7 and 2.8 clocks, and 2.6 of memory): 1.25 times as many, where two passes take 1.4 or more.
 //
-// Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between two
-// states kept for the backward pass), PAIRS and QUADS (rows are aligned: 2 channels, 4 states are one load),
+// Macros: DTYPE, DIRECTIONS, STATES (N), LANES, HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between
+// two states kept for the backward pass), PAIRS and QUADS (rows are aligned: 2 channels, 4 states are one load),
 // SAVE (states are kept for the backward pass), ENDS (only what each span but the last of its direction does to a zero
 // state), CARRY (the state at a span's beginning is read), CUT (shares end within chains).
 #include "cuda_common.cuh"
@@ -316,7 +318,7 @@ DEVICE float2 load_channels(const float* from, const Place& at, int D) {
     return make_float2(at.width > 0 ? from[0] : 0.0f, at.width > 1 ? from[1] : 0.0f);
 }
 
-// the sum of dt over all steps: each of the 4 lanes has that of every fourth; `more`: beside what is there
+// the sum of dt over all steps: each of the lanes has that of its own; `more`: beside what is there
 DEVICE void store_sum(float* to, float2 sum, const Place& at, bool more) {
     for (int lanes = 1; lanes < LANES; lanes *= 2) {
         sum.x = exchanged(sum.x, sum.x, lanes);

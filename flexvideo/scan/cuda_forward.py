@@ -19,10 +19,7 @@ LEAST_GAIN = 5  # percent of counted time, for which chains are cut
 # What layouts are counted by, all estimates. What a multiprocessor with so many blocks of 4 warps reaches of
 # its full speed: as a queue before its pipes, of warps that wait 3 clocks of 5 where nobody is in their way.
 SPEED = (1.0, 0.4, 0.69, 0.87, 0.95, 0.99)
-CHAIN_TIME = {
-    4: 1.0,
-    8: 0.625,
-}  # of a step of a chain by lanes a channel pair: that of 8 has half the channels
+EIGHT_LANES = 0.625  # of the time of a chain, which has half as many channels then
 ENDS_TIME = 0.8  # of the pass before the pass, in that of the pass
 PASSES = 20  # tiles of a multiprocessor that two more launches take, of 0.3 us each
 CUTTING = 10  # as many that flags and a second beginning take
@@ -77,7 +74,8 @@ def launch_for(b: int, l: int, d: int, n: int, multiprocessors: int) -> Launch:
     layouts = []
     for lanes in (4, 8) if n % 16 == 0 else (4,):
         held, programs = -(-n // lanes), b * -(-d // channels(lanes))
-        most = max(1, min(-(-blocks_resident(held) * multiprocessors // programs), l // SHORTEST))
+        room = blocks_resident(held) * multiprocessors
+        most = max(1, min(-(-room // max(1, programs)), l // SHORTEST))
         layouts += [split(programs, l, lanes, held, spans, multiprocessors) for spans in range(1, most + 1)]
     return min(layouts, key=lambda counted: counted[0])[1]
 
@@ -95,8 +93,9 @@ def split(
     spans, device = -(-l // span), (blocks_resident(held), multiprocessors)
     time, walk = deal(programs * spans, span // STEPS, *device)
     before, ends = deal(programs * max(1, spans - 1), span // STEPS, *device)
-    time = CHAIN_TIME[lanes] * (time + (ENDS_TIME * before if spans > 1 else 0)) + PASSES * (spans > 1)
-    return time, Launch(lanes, held, span, spans, walk, ends)
+    if spans > 1:
+        time += ENDS_TIME * before + PASSES
+    return time * (EIGHT_LANES if lanes == 8 else 1), Launch(lanes, held, span, spans, walk, ends)
 
 
 def deal(chains: int, tiles: int, resident: int, multiprocessors: int) -> tuple[float, Deal]:
