@@ -57,3 +57,13 @@ def test_compiles(architecture, tmp_path, monkeypatch):
             defines = {"DTYPE": dtype, "DIRECTIONS": 2, "TAPS": 4, "ROWS": rows, "PAIRS": 1}
             defines |= {"QUADS": int(rows == ROWS), "LOADS": LOADS}
             assert nvrtc.compiled("cuda_conv.cu", tuple(defines.items()), architecture)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("b", "l", "d"), [(1, 3137, 1152), (6, 3137, 384), (2, 9001, 72), (2, 301, 70)])
+def test_agrees_on_the_device(b, l, d, dtype):
+    x = torch.randn(b, l, 2 * d, device="cuda").to(dtype)[..., :d]
+    weight, bias = torch.randn(2, d, 4, device="cuda"), torch.randn(2, d, device="cuda")
+    truth = causal_conv(x.double(), weight.double(), bias.double())
+    assert error(conv_forward(x, weight, bias), truth) < (1e-5 if dtype == torch.float32 else 4e-3)

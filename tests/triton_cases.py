@@ -87,6 +87,7 @@ def output_is_remade(device, dtype=torch.float32):
     upstream = torch.ones_like(out)
     *grads, again = scan_backward(upstream, *inputs, states, launch=launch, remake=True)
     assert error(again, out) < TOLERANCES[dtype][0]
+    assert torch.equal(scan_forward(*inputs, launch=launch, keep=False)[0], out)
     plain = scan_backward(upstream, *inputs, states, launch=launch)
     assert all(torch.equal(a, b) for a, b in zip(grads, plain, strict=True))
 
