@@ -4,7 +4,8 @@ Every candidate runs in a process of its own, since a kernel that faults takes t
 its failure is one row of the table. A variant is a candidate with other constants of `cuda_forward.py` (or,
 after `backward.` and `conv.`, of `cuda_backward.py` and `cuda_conv.py`):
 `--variants STEPS=4 WARPS=1,BLOCKS=10 backward.MOST_WARPS=8 conv.ROWS=64,conv.LOADS=2`. In the forward scan
-`LEAST_GAIN=1000` leaves every chain whole, `SHORTEST=1000000` does not split time, `EIGHT_LANES=9` keeps 4 lanes.
+`LEAST_GAIN=1000` leaves every chain whole, `SHORTEST=1000000` does not split time, `EIGHT_LANES=9` keeps to 4
+lanes.
 """
 
 import argparse

@@ -22,8 +22,8 @@
 // before the directions meet and 9.2 after it (4 of them are the recurrence and its exponential, 1 is y), 0.6 more if
 // states are kept, 0.1 more with CUT: 2.1 and 2.3 clocks of a multiprocessor, beside 2.1 and 2.4 of its exponentials,
 // and 2.3 of shared and global memory if a 128-bit load of a warp takes 4. With ENDS it is 6.2 instructions, so that
-// exponentials alone count. With 4 blocks a multiprocessor CUT costs nothing (126 registers). With 8 lanes it is 10.8
-// and 11.3 instructions (2.7 and 2.8 clocks, and 2.6 of memory): 1.25 times as many, where two passes take 1.4 or more.
+// exponentials alone count. With 4 blocks a multiprocessor CUT costs nothing (126 registers). With 8 lanes it is 10.3
+// and 10.9 instructions (2.6 and 2.7 clocks, and 2.9 of memory): 1.25 times as many, where two passes take 1.4 or more.
 //
 // Macros: DTYPE, DIRECTIONS, STATES (N), LANES, HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between
 // two states kept for the backward pass), PAIRS and QUADS (rows are aligned: 2 channels, 4 states are one load),
