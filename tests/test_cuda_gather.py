@@ -5,6 +5,7 @@ import pytest
 import torch
 from cuda_cases import emulated
 
+from flexvideo.errors import BackendError
 from flexvideo.scan import nvrtc
 from flexvideo.scan.cuda_gather import gather
 from flexvideo.scan.stacking import Stack, stacked
@@ -50,6 +51,11 @@ def test_weights_at_odd_addresses_and_in_float64():
     torch.manual_seed(0)
     odd = torch.randn(65)[1:].view(8, 8)
     check([Stack([odd, odd.double()], NARROW, (1, 4, 4)), Stack([odd], WIDE)], run=cuda_cpu.run)
+
+
+def test_float64_is_refused():
+    with pytest.raises(BackendError, match=r"float16 and bfloat16, got torch\.float64: use 'reference'"):
+        gather([Stack([torch.ones(4)], torch.float64)])
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flexvideo.scan import nvrtc
-from flexvideo.scan.cuda_forward import DTYPES
+from flexvideo.scan.cuda_forward import DTYPES, number_of
 from flexvideo.scan.stacking import Stack
 
 THREADS = 256  # of a block
@@ -15,7 +15,11 @@ EACH = 2  # times 4 numbers of a thread
 
 
 def gather(stacks: Sequence[Stack], *, run: Callable[..., None] = nvrtc.run) -> list[Tensor]:
-    """Make the tensors, of which those that are not float32 have one dtype, in one launch."""
+    """Make the tensors, of which those that are not float32 have one dtype, in one launch.
+
+    Raises:
+        BackendError: a dtype that the kernels do not have.
+    """
     outs = [stack.weights[0].new_empty(stack.shape, dtype=stack.dtype) for stack in stacks]
     narrow = {stack.dtype for stack in stacks} - {torch.float32}
     words: list[Tensor | int] = []
@@ -28,7 +32,7 @@ def gather(stacks: Sequence[Stack], *, run: Callable[..., None] = nvrtc.run) -> 
             blocks += -(-count // (4 * THREADS * EACH))
             parts += 1
     dtype = narrow.pop() if narrow else torch.float32
-    defines = {"DTYPE": DTYPES[dtype], "PARTS": parts, "EACH": EACH}
+    defines = {"DTYPE": number_of(dtype), "PARTS": parts, "EACH": EACH}
     run("cuda_gather.cu", "gather", (blocks, 1, 1), THREADS, *words, defines=defines)
     return outs
 
