@@ -115,6 +115,19 @@ def test_cut_chains_give_the_same_bits_wherever_they_are_cut(extra):
     same_bits((2, 5, 1, 33, 16), extra=extra)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("lanes", [4, 8])
+@pytest.mark.parametrize("extra", [1, 11, 30, 60])
+def test_cut_chains_give_the_same_bits_on_a_gpu(extra, lanes):
+    shape = (2, 16, 1000, 1152, 16)  # chains of 126 tiles
+    inputs = scan_inputs(*shape, device="cuda", dtype=torch.bfloat16)
+    whole = scan_forward(*inputs, launch=launch(shape, lanes=lanes))
+    for _ in range(5):
+        dealt = scan_forward(*inputs, launch=launch(shape, lanes=lanes, extra=extra))
+        for one, other in zip(whole, dealt, strict=True):
+            assert torch.equal(one, other)
+
+
 @emulated
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", [1, 2, 5])
