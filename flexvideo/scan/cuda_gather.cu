@@ -77,8 +77,8 @@ DEVICE void store(const Part& part, unsigned at, float4 x) {
 }
 
 extern "C" __global__ void gather(const __grid_constant__ Parts parts) {
-    int index = 0;
-    while (index + 1 < PARTS && blockIdx.x >= parts.part[index + 1].first) index++;
+    int index = PARTS - 1;
+    while (blockIdx.x < parts.part[index].first) index--;  // from the end, where the large ones are
     const Part& part = parts.part[index];
     const unsigned at = 4 * ((blockIdx.x - (unsigned)part.first) * EACH * blockDim.x + threadIdx.x);
     float4 values[EACH];
