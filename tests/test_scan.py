@@ -487,3 +487,20 @@ def test_no_warning_where_a_kernel_runs():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         selective_scan(*scan_inputs(dtype=torch.float32))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch, within its own jvp
+@pytest.mark.parametrize(
+    "transform", [lambda f, x: torch.func.jvp(f, (x,), (x,)), lambda f, x: torch.func.grad(f)(x)]
+)
+def test_transforms_are_for_the_reference(transform):
+    """Forward-mode differentiation would give zeros."""
+
+    def total(x):
+        return causal_conv(x, torch.ones(2, 4, 4), torch.zeros(2, 4), backend=name).sum()
+
+    for name in ("chunked", "cpu"):
+        with pytest.raises(BackendError, match=f"{name!r} has a backward pass and nothing else"):
+            transform(total, torch.ones(1, 5, 4))
+    name = "reference"
+    transform(total, torch.ones(1, 5, 4))

@@ -7,6 +7,7 @@ import warnings
 from types import ModuleType
 
 import torch
+from torch.autograd import forward_ad
 
 from flexvideo.errors import BackendError, ConfigError
 
@@ -32,9 +33,21 @@ def backend_for(name: str, device: str, dtype: torch.dtype) -> ModuleType:
 
     Raises:
         ConfigError: an unknown name.
-        BackendError: a backend that cannot run here.
+        BackendError: a backend that cannot run here, or not within a function transform.
     """
-    return _loaded[_choose(name, device, dtype)]
+    chosen = _choose(name, device, dtype)
+    if chosen != "reference" and not torch.compiler.is_compiling() and _transformed():
+        raise BackendError(
+            f"The scan backend {chosen!r} has a backward pass and nothing else, and torch.func or "
+            "forward-mode differentiation needs more: build the model with scan_backend='reference'."
+        )
+    return _loaded[chosen]
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode AD is at work: torch would give zeros."""
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def check_name(name: str) -> None:
