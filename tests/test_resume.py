@@ -136,6 +136,20 @@ def test_kill_9_at_random_moments(tmp_path: Path):
     assert_same(tmp_path / "killed", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("after", [3, 5, 6])
+def test_the_log_does_not_tell_when_a_run_was_saved_or_resumed(after: int, tmp_path: Path):
+    """A line is about the steps since the line before, whatever was saved between them."""
+    config = replace(CONFIG, epochs=2, steps=4, log_every=3, checkpoint_every=100)
+    toy_train(tmp_path / "whole", config=config)
+    assert [step for step, _ in losses(tmp_path / "whole")] == [1, 3, 4, 6, 8]
+    taken = iter(range(1, 9))
+    often = replace(config, checkpoint_every=1)
+    stopped = toy_train(tmp_path / "b", config=often, stop=lambda: next(taken) == after)
+    assert stopped.steps == after
+    toy_train(tmp_path / "b", config=often, resume=True)
+    assert_same(tmp_path / "b", tmp_path / "whole")
+
+
 def test_stopping_saves_and_goes_on(whole: Path, tmp_path: Path):
     asked = iter([False, True])
     config = replace(CONFIG, checkpoint_every=100)

@@ -5,7 +5,7 @@ optimizer's and the average's, under names that begin with "model.", "optimizer.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +36,14 @@ class Progress:
         step: of that epoch that comes next.
         done: optimiser steps taken since the beginning.
         seconds: spent on them.
+        unlogged: loss and norm of the gradient of the last steps, those that no line of the log tells of yet.
     """
 
     epoch: int = 0
     step: int = 0
     done: int = 0
     seconds: float = 0.0
+    unlogged: Sequence[Sequence[float]] = ()
 
 
 @dataclass(frozen=True)

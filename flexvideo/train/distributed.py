@@ -63,7 +63,7 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def summed(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def summed(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Add up what every process has.
 
     Args:

@@ -5,11 +5,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from flexvideo.data.loader import Batch
@@ -129,7 +130,8 @@ class _Loop:
     ) -> None:
         self._training, self._log, self._evaluate, self._stop = training, log, evaluate, stop
         self._stepper = Stepper(training.state, training.config, classes=training.classes)
-        self._window: list[Tensor] = []
+        self._window = self._unlogged()
+        self._resumed = len(self._window)  # steps that another process took the time of
         self._begun = self._logged = time.perf_counter()
         self._before = training.progress.seconds
         self._waited = 0.0
@@ -169,25 +171,32 @@ class _Loop:
         """Log, evaluate and save, in this order: what a checkpoint has behind it is in the log."""
         training, config, done = self._training, self._training.config, self._training.progress.done
         saving = ended or stopping or done % config.checkpoint_every == 0
-        if saving or done == 1 or done % config.log_every == 0:
-            self._write_window(spec, epoch)
+        logging = ended or done == 1 or done % config.log_every == 0
+        unlogged: list[list[float]] = []
+        if saving or logging:
+            steps = self._finite_steps(spec)
+            if logging:
+                self._write_steps(steps, spec, epoch)
+            else:
+                unlogged = steps.tolist()
         if ended and ((epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs):
             self._measure(epoch)
         if saving:
             save_checkpoint(
                 training.out,
                 training.state,
-                training.progress,
+                replace(training.progress, unlogged=unlogged),
                 identity=training.identity,
                 keep=config.keep,
             )
         if (ended or stopping) and done < training.steps:
             self._save_model()
 
-    def _write_window(self, spec: ClipSpec, epoch: int) -> None:
-        """Log the steps since the last line; here alone does the CPU wait for a GPU."""
+    def _finite_steps(self, spec: ClipSpec) -> Float[Tensor, "n 2"]:
+        """Loss and norm of the steps since the last line; here alone does the CPU wait for a GPU."""
         training = self._training
-        loss, norm = (summed(torch.stack(self._window).sum(0)) / len(self._window)).tolist()
+        steps = summed(torch.stack(self._window))
+        loss, norm = steps.mean(0).tolist()
         if not math.isfinite(loss + norm):
             raise TrainingError(
                 f"The loss is {loss} and the norm of the gradient {norm} at step {training.progress.done} "
@@ -195,22 +204,31 @@ class _Loop:
                 "saved. Start again in another folder, at a lower learning rate, with `clip_norm`, or "
                 "without bfloat16."
             )
-        now = time.perf_counter()
-        self._loss = loss
+        return steps
+
+    def _write_steps(self, steps: Float[Tensor, "n 2"], spec: ClipSpec, epoch: int) -> None:
+        training, now = self._training, time.perf_counter()
+        self._loss, norm = steps.mean(0).tolist()
         self._write(
             {
                 "step": training.progress.done,
                 "steps": training.steps,
                 "epoch": epoch,
-                "loss": loss,
+                "loss": self._loss,
                 "grad_norm": norm,
                 "lr": training.rate(training.progress.done - 1),
                 "spec": _named(spec),
-                "seconds_per_step": (now - self._logged) / len(self._window),
+                "seconds_per_step": (now - self._logged) / (len(steps) - self._resumed),
                 "waiting_for_data": self._waited / (now - self._logged),
             }
         )
-        self._window, self._logged, self._waited = [], now, 0.0
+        self._window, self._resumed, self._logged, self._waited = [], 0, now, 0.0
+
+    def _unlogged(self) -> list[Tensor]:
+        """The steps before a checkpoint that no line tells of yet: sums over processes, so one has them."""
+        training = self._training
+        steps = torch.tensor(training.progress.unlogged, device=training.device).view(-1, 2)
+        return list(steps if training.rank == 0 else torch.zeros_like(steps))
 
     def _measure(self, epoch: int) -> None:
         if self._evaluate is None:
