@@ -64,6 +64,15 @@ class Deadly(Toys):
         return super().take(index, choose, size)
 
 
+class Stopped(Toys):
+    """Films that are read while somebody ends the whole group of processes."""
+
+    def take(self, index: int, choose: Choose, size: Size) -> Tensor:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        return super().take(index, choose, size)
+
+
 def loader(source: ClipSource | None = None, **options) -> FlexLoader:
     options = {"tokens": BUDGET, "augment": FULL, **options}
     return FlexLoader(source or Toys(), policy=POLICY, base=BASE, **options)
@@ -325,6 +334,11 @@ def test_readers_travel_to_processes_that_share_nothing(damaged: VideoSet) -> No
 def test_a_worker_that_dies_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         list(loader(Deadly(), workers=2).epoch(0))
+
+
+def test_workers_outlive_the_signals_that_a_terminal_or_a_scheduler_sends_to_the_whole_group() -> None:
+    read, plain = (loader(source, workers=2).epoch(0) for source in (Stopped(), Toys()))
+    assert all(map(all_same, read, plain))
 
 
 @pytest.mark.parametrize(

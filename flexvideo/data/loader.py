@@ -1,5 +1,6 @@
 """Batches for flexible training: each step at its own frame count, frame size and patch."""
 
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -183,6 +184,7 @@ class FlexLoader:
                 sampler=self._cells(epoch, start),
                 num_workers=self._workers,
                 collate_fn=_as_it_is,
+                worker_init_fn=_leave_signals,
                 pin_memory=self._pin_memory,
                 generator=torch.Generator(),  # PyTorch draws from it, and else from the state of the process
             )
@@ -244,6 +246,12 @@ class FlexLoader:
 
 def _as_it_is(read: Any) -> Any:
     return read  # a read cell is a batch already
+
+
+def _leave_signals(worker: int) -> None:
+    """Leave what a terminal or a scheduler sends to all processes to the training, which ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _settled(augment: Augment, source: ClipSource) -> Augment:
