@@ -66,7 +66,9 @@ def test_features_skips_only_when_asked(tmp_path, checkpoint, video, capsys):
     arguments += ["--frames", "3", "--size", "24", "--out", str(tmp_path / "f.npz"), "--device", "cpu"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert re.search(r"bad\.mp4 .*\. With --skip-unreadable such videos are left out\.$", error.strip())
+    assert re.search(
+        r"bad\.mp4 .*\. With --skip-unreadable such videos are left out and reported\.$", error.strip()
+    )
     assert not (tmp_path / "f.npz").exists()
     assert main([*arguments, "--skip-unreadable"]) == 0
     printed = capsys.readouterr()
@@ -154,9 +156,53 @@ def test_check_videos(tmp_path, video, capsys):
     printed = capsys.readouterr().out
     assert "2 videos are good, 1 is not" in printed
     assert "b.mp4" in printed
-    assert len(fv.data.open_dataset(f"list:{good}")) == 2
+    listed = fv.data.open_dataset(f"list:{good}")
+    assert (len(listed), listed.classes) == (2, ("jump", "run"))
     assert main(["check-videos", f"list:{good}"]) == 0
     assert "2 videos are good, none is not" in capsys.readouterr().out
+
+
+def test_training_on_a_damaged_video_names_the_remedies(tmp_path, capsys):
+    (tmp_path / "train" / "jump").mkdir(parents=True)
+    (tmp_path / "train" / "jump" / "bad.mp4").write_bytes(b"no video")
+    data = [
+        "--data",
+        f"folder:{tmp_path}",
+        "--preset",
+        "tiny",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main(["train", *data]) == 2
+    expected = (
+        "With --skip-unreadable such videos are left out and reported. `flexvideo check-videos` finds them "
+        "beforehand.\n"
+    )
+    assert capsys.readouterr().err.endswith(expected)
+    assert main(["train", *data, "--skip-unreadable"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("flexvideo train: Not one clip")
+    assert "skip-unreadable" not in error
+
+
+def test_check_videos_learns_nothing(tmp_path, video, capsys):
+    """So a class that training lacks is told and does not stop it; the first split is that of training."""
+    for place in ("train/jump", "test/jump", "test/run"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.mp4").write_bytes(video.read_bytes())
+    assert main(["check-videos", f"folder:{tmp_path}", "--split", "test"]) == 0
+    shown = capsys.readouterr()
+    assert "2 videos are good" in shown.out
+    assert "note: " in shown.err
+    assert "they cannot be learnt there: run." in shown.err
+    assert main(["check-videos", f"folder:{tmp_path}"]) == 0
+    assert "1 video is good" in capsys.readouterr().out
+    assert main(["check-videos", f"folder:{tmp_path}/test", "--split", "none"]) == 0
+    assert "2 videos are good" in capsys.readouterr().out
+    assert main(["check-videos", f"list:{tmp_path}"]) == 2
+    assert f"{tmp_path} is a folder. It has no lists." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

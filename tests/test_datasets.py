@@ -9,7 +9,7 @@ import layouts
 import pytest
 
 from flexvideo.data import VideoSet, from_folder, open_dataset, read_frames, require_known_classes
-from flexvideo.data.datasets import DATASETS
+from flexvideo.data.datasets import DATASETS, first_split
 from flexvideo.data.files import video_files
 from flexvideo.data.motion import MotionSet
 from flexvideo.data.records import Problem, Splits
@@ -322,19 +322,32 @@ def test_folders_of_splits_share_the_classes_of_training(tmp_path: Path) -> None
     assert open_dataset(f"folder:{tmp_path}", split="val").labels == (1,)
     with pytest.raises(DatasetError, match=r"holds splits \(train, val\), not classes: name the split"):
         from_folder(tmp_path)
-    layouts.videos(tmp_path, ["val/swim/4.mp4"])
+    with pytest.raises(DatasetError, match=r" has no split 'test'; it has: train, val\.$"):
+        from_folder(tmp_path, split="test")
+
+
+def test_classes_that_training_lacks_come_last_with_a_warning(tmp_path: Path) -> None:
+    layouts.videos(tmp_path, ["train/jump/1.mp4", "train/run/2.mp4", "val/run/3.mp4", "val/hop/4.mp4"])
+    told = r"/val has classes that .*/train lacks, so that they cannot be learnt there: hop\.$"
+    with pytest.warns(DatasetWarning, match=told):
+        val = from_folder(tmp_path, split="val")
+    assert val.classes == ("jump", "run", "hop")
+    assert [(record.id, record.label) for record in val] == [("run/3.mp4", 1), ("hop/4.mp4", 2)]
     with pytest.raises(
-        DatasetError, match=r"val has class 'swim', which .*train does not have.* 2, jump, run"
+        DatasetError, match=r"Class 'hop' of .* val is none of the 2 classes of .* train: add"
     ):
-        from_folder(tmp_path, split="val")
+        require_known_classes(from_folder(tmp_path, split="train"), val)
 
 
 def test_folders_without_videos(tmp_path: Path) -> None:
     (tmp_path / "jump").mkdir()
     with pytest.raises(DatasetError, match="has 1 folders, and no video in any of them"):
         open_dataset(f"folder:{tmp_path}")
-    with pytest.raises(DatasetError, match="train does not exist; a folder of the data set was expected"):
+    expected = r"has no split 'train': it holds jump\. If these are its classes, .* \(--split none\)\.$"
+    with pytest.raises(DatasetError, match=expected):
         open_dataset(f"folder:{tmp_path}", split="train")
+    with pytest.raises(DatasetError, match="train does not exist; a folder of the data set was expected"):
+        open_dataset(f"folder:{tmp_path}/jump", split="train")
     with pytest.raises(ConfigError, match="`folder` takes no `annotations`"):
         open_dataset(f"folder:{tmp_path}", annotations=tmp_path)
 
@@ -355,17 +368,28 @@ def test_a_folder_of_lists(tmp_path: Path) -> None:
     assert (val.name, val.split, val.classes, val.labels) == ("lists", "val", ("jump", "run"), (1,))
     with pytest.raises(DatasetError, match=r"has no list test.csv .*It has train.csv, val.csv: name one"):
         open_dataset(f"list:{tmp_path}", split="test", annotations=tmp_path / "lists")
-    layouts.text(tmp_path / "lists" / "val.csv", "c.mp4,swim")
-    with pytest.raises(DatasetError, match=r"class 'swim', outside the 2 classes given: jump, run"):
-        open_dataset(f"list:{tmp_path}", split="val", annotations=tmp_path / "lists")
+    layouts.text(tmp_path / "lists" / "val.csv", "c.mp4,hop")
+    with pytest.warns(DatasetWarning, match=r"val\.csv has classes that .*train\.csv lacks, .*: hop\.$"):
+        val = open_dataset(f"list:{tmp_path}", split="val", annotations=tmp_path / "lists")
+    assert (val.classes, val.labels) == (("jump", "run", "hop"), (2,))
+    with pytest.raises(DatasetError, match=r"lists is a folder\. It has train.csv, val.csv: name one"):
+        open_dataset(f"list:{tmp_path}/lists")
+    with pytest.raises(
+        DatasetError, match=r"has no list val.csv \(nor .txt, .tsv, .list\)\. It has no lists"
+    ):
+        open_dataset(f"list:{tmp_path}", split="val")
 
 
-def test_a_label_that_training_lacks_is_refused_in_lists(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("train", "learnt"), [("0", ("0",)), ("jump", ("jump",))])
+def test_a_number_that_training_lacks_in_lists(tmp_path: Path, train: str, learnt: tuple[str, ...]) -> None:
     layouts.videos(tmp_path, ["a.mp4", "b.mp4"])
-    layouts.text(tmp_path / "train.csv", "a.mp4 0")
-    layouts.text(tmp_path / "test.csv", "b.mp4 1")
-    with pytest.raises(DatasetError, match=r"b.mp4 has label 1, outside its 1 classes"):
-        open_dataset(f"list:{tmp_path}", split="test")
+    layouts.text(tmp_path / "train.csv", f"a.mp4 {train}")
+    layouts.text(tmp_path / "test.csv", "a.mp4 0")
+    assert open_dataset(f"list:{tmp_path}", split="test").classes == learnt
+    layouts.text(tmp_path / "test.csv", "b.mp4 2")
+    with pytest.warns(DatasetWarning, match=r"test\.csv has classes that .* there: 1, 2\.$"):
+        test = open_dataset(f"list:{tmp_path}", split="test")
+    assert (test.classes, test.labels) == ((*learnt, "1", "2"), (2,))
 
 
 def test_paths_do_not_depend_on_the_folder_of_the_process(
@@ -382,8 +406,26 @@ def test_one_list_has_no_splits(tmp_path: Path) -> None:
     layouts.videos(tmp_path, ["a.mp4"])
     path = layouts.text(tmp_path / "mine.txt", "a.mp4 0")
     assert len(open_dataset(f"list:{path}")) == 1
-    with pytest.raises(ConfigError, match=r"mine.txt is one list, so it has no split 'train'"):
+    with pytest.raises(ConfigError, match=r"mine.txt is one list, so it has no split 'train'.*--split none"):
         open_dataset(f"list:{path}", split="train")
+    for split in (None, "train"):
+        with pytest.raises(DatasetError, match=r"^The list .*/your\.txt does not exist\.$"):
+            open_dataset(f"list:{tmp_path}/your.txt", split=split)
+
+
+def test_the_split_that_is_learnt_from(tmp_path: Path) -> None:
+    assert [first_split(f"{kind}:/nowhere") for kind in DATASETS] == ["train"] * 7 + [None, None]
+    layouts.videos(tmp_path, ["f/val/run/1.mp4", "f/training/run/2.mp4", "g/train/1.mp4", "g/bus/2.mp4"])
+    layouts.text(tmp_path / "l" / "test.csv", "a.mp4 0")
+    layouts.text(tmp_path / "l" / "train.csv", "a.mp4 0")
+    assert first_split(f"folder:{tmp_path}/f") == "training"
+    assert first_split(f"folder:{tmp_path}/g") is None, "a class may be called train"
+    assert first_split(f"folder:{tmp_path}/f/val") is None
+    assert first_split(f"list:{tmp_path}/l") == "train"
+    assert first_split(f"list:{tmp_path}", annotations=tmp_path / "l") == "train"
+    assert first_split(f"list:{tmp_path}/l/test.csv") is None
+    with pytest.raises(ConfigError, match="'ucf:x' names no data set"):
+        first_split("ucf:x")
 
 
 # All of them

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flexvideo.data import VideoRecord, VideoSet, from_list, require_known_classes, write_list
 from flexvideo.data.lists import Row, read_rows
 from flexvideo.data.records import Problem
-from flexvideo.errors import DatasetError, DatasetWarning
+from flexvideo.errors import ConfigError, DatasetError, DatasetWarning
 
 
 def made(labels: list[int | None], classes: tuple[str, ...] = ("jump", "run"), **fields: object) -> VideoSet:
@@ -56,9 +56,11 @@ def test_classes_that_cannot_be_learnt() -> None:
         require_known_classes(train, test)
     require_known_classes(test, train)
     other = made([0, 2], ("jump", "run", "swim"), split="test")
-    with pytest.raises(
-        DatasetError, match="Class 'swim' of toys test is none of the 2 classes of toys train"
-    ):
+    expected = (
+        "Class 'swim' of toys test is none of the 2 classes of toys train: add videos of it there, take it "
+        "out here, or try another split (--splits), or none (--val-split none)."
+    )
+    with pytest.raises(DatasetError, match=f"^{re.escape(expected)}$"):
         require_known_classes(train, other)
     with pytest.raises(DatasetError, match="do not number the same 2 classes alike"):
         require_known_classes(train, made([0], ("run", "jump")))
@@ -207,3 +209,24 @@ def test_written_lists_hold_full_paths_and_unlabelled_videos(tmp_path: Path) -> 
     write_list(tmp_path / "out.csv", [VideoRecord(f"{tmp_path}/a.mp4", None, "a")])
     assert (tmp_path / "out.csv").read_text() == f"{tmp_path}/a.mp4,-1\n"
     assert from_list(tmp_path / "out.csv")[0].label is None
+
+
+def test_written_names_of_classes_read_back(tmp_path: Path) -> None:
+    layouts.videos(tmp_path, ["a.mp4", "b.mp4", "c.mp4"])
+    path, classes = tmp_path / "out.csv", ("lift, then drop", 'say "x.mp4"')
+    records = [
+        VideoRecord(f"{tmp_path}/{n}.mp4", label, n) for n, label in zip("abc", (1, 0, None), strict=True)
+    ]
+    write_list(path, records, classes=classes)
+    assert path.read_text().startswith("path,label\n")
+    videos = from_list(path)
+    assert videos.classes == classes
+    assert [record.label for record in videos] == [1, 0, None]
+    write_list(path, records[:2], classes=("10", "run"))
+    assert from_list(path).labels == (1, 0), "a name that reads as a number would be taken for one"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_a_list_that_a_full_disk_does_not_take() -> None:
+    with pytest.raises(ConfigError, match=r"^/dev/full cannot be written: No space left on device\.$"):
+        write_list("/dev/full", [VideoRecord("a.mp4", 0, "a")])

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from flexvideo import __version__
 from flexvideo.cli import checkpoints, demo, evaluate, train, videos
-from flexvideo.cli.shared import in_options
-from flexvideo.errors import FlexVideoError
+from flexvideo.cli.shared import Options, in_options
+from flexvideo.errors import FlexVideoError, VideoError
 
 FAMILIES = (demo, checkpoints, videos, train, evaluate)
 
@@ -34,11 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return 141
     except (FlexVideoError, OSError) as error:
-        print(f"flexvideo {options.command}: {in_options(str(error))}", file=sys.stderr)
+        print(
+            f"flexvideo {options.command}: {in_options(str(error))}{_remedy(error, options)}", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print(f"\nflexvideo {options.command}: interrupted.", file=sys.stderr)
         return 130
+
+
+def _remedy(error: Exception, options: Options) -> str:
+    """What may be done about a video that cannot be read, by commands that can do without it."""
+    if not isinstance(error, VideoError) or getattr(options, "skip_unreadable", True):
+        return ""
+    beforehand = " `flexvideo check-videos` finds them beforehand." if "data" in options else ""
+    return f" With --skip-unreadable such videos are left out and reported.{beforehand}"
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

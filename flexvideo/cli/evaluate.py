@@ -19,10 +19,9 @@ from flexvideo.cli.shared import (
     rule_argument,
     source_arguments,
 )
-from flexvideo.data.datasets import DATASETS
+from flexvideo.data.datasets import DATASETS, ON_DISK
 from flexvideo.data.opened import open_source
 from flexvideo.data.source import ClipSource, require_learnable
-from flexvideo.errors import VideoError
 from flexvideo.evaluate import (
     Features,
     NativeSize,
@@ -108,7 +107,7 @@ def add(commands: Commands) -> None:
 
 def _shared_arguments(parser: argparse.ArgumentParser, *, features: bool) -> None:
     source_arguments(parser)
-    kinds = f"motion:short, motion:long, mocap:FILE, or one on disk: {', '.join(DATASETS)}"
+    kinds = f"motion:short, motion:long, mocap:FILE, or one on disk: {ON_DISK}"
     parser.add_argument("--data", required=True, metavar="KIND:PATH", help=f"a data set: {kinds}")
     parser.add_argument("--fold", metavar="N", help="division into splits (default: the usual one)")
     parser.add_argument(
@@ -272,25 +271,20 @@ def _model(options: Options) -> VideoMamba | NativeSize:
 def _extract(
     options: Options, model: nn.Module, source: ClipSource, *, grid: tuple[Cell, ...], output: Output
 ) -> Features:
-    try:
-        with progress(f"videos of {source.name}", len(source)) as bar:
-            return extract(
-                model,
-                source,
-                grid=grid,
-                clips=options.clips,
-                crops=options.crops,
-                sampling=options.sampling,
-                output=output,
-                tokens=options.tokens,
-                workers=options.workers,
-                cache=Path(options.out) / "features",
-                progress=bar,
-            )
-    except VideoError as error:
-        if options.skip_unreadable:
-            raise
-        raise VideoError(f"{error} With --skip-unreadable such videos are left out and reported.") from error
+    with progress(f"videos of {source.name}", len(source)) as bar:
+        return extract(
+            model,
+            source,
+            grid=grid,
+            clips=options.clips,
+            crops=options.crops,
+            sampling=options.sampling,
+            output=output,
+            tokens=options.tokens,
+            workers=options.workers,
+            cache=Path(options.out) / "features",
+            progress=bar,
+        )
 
 
 def _report(options: Options, results: list[Result]) -> None:

@@ -27,7 +27,7 @@ from flexvideo.cli.shared import (
     source_arguments,
 )
 from flexvideo.cli.trainreport import StepBar, say, summarise
-from flexvideo.data.datasets import DATASETS
+from flexvideo.data.datasets import DATASETS, ON_DISK
 from flexvideo.data.held import HeldSource
 from flexvideo.data.opened import open_source
 from flexvideo.data.source import ClipSource, require_learnable
@@ -150,7 +150,7 @@ def _common_arguments(parser: argparse.ArgumentParser, *, preset: str) -> None:
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    kinds = f"motion:short, motion:long, mocap:FILE, or one on disk: {', '.join(DATASETS)}"
+    kinds = f"motion:short, motion:long, mocap:FILE, or one on disk: {ON_DISK}"
     group.add_argument("--data", required=True, type=name, metavar="KIND:PATH", help=kinds)
     group.add_argument(
         "--split", default="train", metavar="S", help="to learn from (default: train; `none` is all)"

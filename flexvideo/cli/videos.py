@@ -20,10 +20,9 @@ from flexvideo.cli.shared import (
     rule_argument,
 )
 from flexvideo.data.check import check_videos
-from flexvideo.data.datasets import DATASETS, open_dataset
+from flexvideo.data.datasets import ON_DISK, first_split, open_dataset
 from flexvideo.data.lists import write_list
 from flexvideo.data.records import plural
-from flexvideo.errors import VideoError
 from flexvideo.featurefile import require_features_file, save_features
 from flexvideo.features import extract_features
 from flexvideo.models import VideoMamba
@@ -63,29 +62,26 @@ def _features_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="KIND:PATH", help=f"a data set on disk; the kinds are {ON_DISK}")
     parser.add_argument(
-        "data", metavar="KIND:PATH", help=f"a data set on disk; the kinds are {', '.join(DATASETS)}"
+        "--split", metavar="S", help="train, test, ... (default: the set's first; `none`: it has no splits)"
     )
-    parser.add_argument("--split", metavar="S", help="train, test, ... (default: the set's first)")
     parser.add_argument(
         "--fold", metavar="N", help="split number of UCF101 and HMDB51, protocol of Breakfast"
     )
     parser.add_argument(
         "--annotations", metavar="DIR", help="where the official split files are, if elsewhere"
     )
-    parser.add_argument("--good", type=name, metavar="FILE", help="write the list of readable videos here")
+    parser.add_argument(
+        "--good", type=name, metavar="FILE", help="write the list of readable videos here, with their classes"
+    )
 
 
 def _features(options: Options) -> None:
     require_features_file(options.out)
     model = load_model(options, policy=options.policy, device=device_of(options))
     make_flexible(model)
-    try:
-        names, features = _extract(model, options)
-    except VideoError as error:
-        if options.skip_unreadable:
-            raise
-        raise VideoError(f"{error} With --skip-unreadable such videos are left out.") from error
+    names, features = _extract(model, options)
     save_features(options.out, names, features, settings=_settings(model, options))
     done = f"{len(names)} of {plural(len(options.videos), 'video')}"
     print(f"{done}, {features.shape[1]} numbers each: {options.out}")
@@ -118,9 +114,10 @@ def _settings(model: VideoMamba, options: Options) -> dict[str, object]:
 def _check_videos(options: Options) -> int:
     if options.good:
         require_file(options.good)
+    split = options.split or first_split(options.data, annotations=options.annotations)
     videos = open_dataset(
         options.data,
-        split=options.split,
+        split=None if split == "none" else split,
         fold=int(options.fold) if options.fold and options.fold.isdigit() else options.fold,
         annotations=options.annotations,
     )
@@ -128,6 +125,6 @@ def _check_videos(options: Options) -> int:
         check = check_videos(videos, progress=bar)
     print(check)
     if options.good:
-        write_list(options.good, check.good)
+        write_list(options.good, check.good, classes=videos.classes)
         print(f"list of the readable videos: {options.good}")
     return 1 if check.problems else 0

@@ -1,7 +1,8 @@
 """Data sets by name, as they lie on a disk: `open_dataset("ucf101:/data/ucf101", split="train", fold=1)`."""
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from flexvideo.data.sets_short import (
     from_kinetics400,
     from_ucf101,
 )
-from flexvideo.errors import ConfigError, DatasetError
+from flexvideo.errors import ConfigError, DatasetError, DatasetWarning
 
 _LIST_SUFFIXES = (".csv", ".txt", ".tsv", ".list")
+_OTHER_SUFFIXES = ", ".join(_LIST_SUFFIXES[1:])
 _SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
@@ -50,7 +52,8 @@ def open_dataset(
     with `ROOT/<split>/<class>/...`, or without a split `ROOT/<class>/...`; and `list:ROOT` with
     `ROOT/<split>.csv` (or .txt, .tsv, .list), or without a split `list:FILE`. Videos that are listed and not
     there are left out with a warning, and kept in `.omitted`. Folders and lists do not tell whether their
-    videos may be mirrored; if not, `dataclasses.replace(videos, flip_ok=False)`.
+    videos may be mirrored; if not, `dataclasses.replace(videos, flip_ok=False)`. Their splits are numbered as
+    "train" is, if there is one; classes that it lacks come after its own, with a warning.
 
     Args:
         spec: kind and folder, such as "ucf101:/data/ucf101".
@@ -67,13 +70,7 @@ def open_dataset(
         >>> len(open_dataset("ucf101:/data/ucf101", split="test", fold=1))  # doctest: +SKIP
         3783
     """
-    kind, _, place = spec.partition(":")
-    if not place or kind not in DATASETS:
-        raise ConfigError(
-            f"{spec!r} names no data set: write its kind, a colon and its folder, such as "
-            f"ucf101:/data/ucf101. Kinds: {', '.join(DATASETS)}."
-        )
-    dataset, root = DATASETS[kind], Path(place).expanduser()
+    dataset, root = _kind_and_root(spec)
     if split is None and dataset.splits.names:
         raise ConfigError(f"Name a split of {dataset.splits.title}: {', '.join(dataset.splits.names)}.")
     if dataset.splits.folds:
@@ -84,34 +81,50 @@ def open_dataset(
     return dataset.read(root, split=split, annotations=annotations)
 
 
+def first_split(spec: str, *, annotations: str | Path | None = None) -> str | None:
+    """Name the split of a data set that is learnt from; None where it is not divided into splits.
+
+    Args:
+        spec: kind and folder, such as "ucf101:/data/ucf101".
+        annotations: folder of the list files, if elsewhere.
+
+    Raises:
+        ConfigError: an unknown kind.
+
+    Example:
+        >>> first_split("hmdb51:/data/hmdb51")
+        'train'
+    """
+    dataset, root = _kind_and_root(spec)
+    names = dataset.splits.names or _splits_of(dataset, Path(annotations or root).expanduser())
+    return next((name for name in names if name.lower().startswith("train")), names[0] if names else None)
+
+
 def from_folder(root: str | Path, *, split: str | None = None) -> VideoSet:
     """Open a folder that holds a folder for every class; the classes are their names, sorted.
 
     Args:
         root: `ROOT/<class>/...`, or with a split `ROOT/<split>/<class>/...`.
-        split: name of a folder. The classes are then those of the split "train", if there is one.
+        split: name of a folder. Its classes are then numbered as those of the split "train", if there is
+            one; those that "train" lacks come after them, with a warning.
 
     Raises:
-        DatasetError: no such folder, no classes or no videos in it, or a class that "train" does not have.
+        DatasetError: no such folder, or no classes or no videos in it.
 
     Example:
         >>> from_folder("/data/mine", split="val")  # doctest: +SKIP
     """
     root = require_folder(root)
-    top = require_folder(root / split) if split else root
+    top = _split_folder(root, split) if split else root
     found = _subfolders(top)
-    if split is None and found and _SPLIT_NAMES.issuperset(name.lower() for name in found):
+    if split is None and _are_splits(found):
         raise DatasetError(
             f"{root} holds splits ({', '.join(found)}), not classes: name the split that is wanted."
         )
     train = root / "train"
-    classes = _subfolders(train) if split and train.is_dir() else found
-    unknown = [name for name in found if name not in classes]
-    if unknown:
-        raise DatasetError(
-            f"{top} has class {unknown[0]!r}, which {train} does not have, so it cannot be learnt: it has "
-            f"{len(classes)}, {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}."
-        )
+    learnt = _subfolders(train) if split and train.is_dir() else found
+    classes = [*learnt, *(name for name in found if name not in learnt)]
+    _warn_of_unknown(top, classes[len(learnt) :], train)
     records = tuple(
         VideoRecord(path, label, os.path.relpath(path, top))
         for label, name in enumerate(classes)
@@ -126,6 +139,55 @@ def from_folder(root: str | Path, *, split: str | None = None) -> VideoSet:
     return VideoSet(root.name, split or "all", records, tuple(classes))
 
 
+def _kind_and_root(spec: str) -> tuple[Dataset, Path]:
+    kind, _, place = spec.partition(":")
+    if not place or kind not in DATASETS:
+        raise ConfigError(
+            f"{spec!r} names no data set: write its kind, a colon and its folder, such as "
+            f"ucf101:/data/ucf101. Kinds: {', '.join(DATASETS)}."
+        )
+    return DATASETS[kind], Path(place).expanduser()
+
+
+def _splits_of(dataset: Dataset, root: Path) -> tuple[str, ...]:
+    """Splits that a folder of lists, or one of folders, is divided into."""
+    if not root.is_dir():
+        return ()
+    if dataset is DATASETS["list"]:
+        return tuple(_lists(root))
+    found = _subfolders(root)
+    return tuple(found) if _are_splits(found) else ()
+
+
+def _are_splits(names: list[str]) -> bool:
+    return bool(names) and _SPLIT_NAMES.issuperset(name.lower() for name in names)
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    found = [] if (root / split).is_dir() else _subfolders(root)
+    if _are_splits(found):
+        raise DatasetError(f"{root} has no split {split!r}; it has: {', '.join(found)}.")
+    if found:
+        raise DatasetError(
+            f"{root} has no split {split!r}: it holds {_few(found)}. If these are its classes, name no split "
+            "(--split none)."
+        )
+    return require_folder(root / split)
+
+
+def _warn_of_unknown(place: Path, unknown: Sequence[str], train: Path) -> None:
+    if unknown:
+        warnings.warn(
+            f"{place} has classes that {train} lacks, so that they cannot be learnt there: {_few(unknown)}.",
+            DatasetWarning,
+            stacklevel=3,
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+
+
 def _subfolders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
@@ -137,23 +199,32 @@ def _open_folder(root: Path, *, split: str | None, annotations: str | Path | Non
 
 
 def _open_list(root: Path, *, split: str | None, annotations: str | Path | None) -> VideoSet:
-    if root.is_file():
-        if split is not None or annotations is not None:
+    if root.is_file() or (not root.exists() and root.suffix.lower() in _LIST_SUFFIXES):
+        if root.is_file() and (split, annotations) != (None, None):
             raise ConfigError(
-                f"list:{root} is one list, so it has no split {split!r}. Leave out `split` and "
-                "`annotations`, or name the folder of train.csv, val.csv and so on."
+                f"list:{root} is one list, so it has no split {split!r}. Leave out `split` (--split none) "
+                "and `annotations`, or name the folder of train.csv, val.csv and so on."
             )
         return from_list(root)
     folder = require_folder(root if annotations is None else annotations)
-    lists = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _LIST_SUFFIXES}
+    lists = _lists(folder)
     if split not in lists:
-        raise DatasetError(
-            f"{folder} has no list {split}.csv (nor {', '.join(_LIST_SUFFIXES[1:])}). It has "
-            f"{', '.join(path.name for path in lists.values()) or 'no lists'}: name one of these as split."
-        )
-    classes = class_names(lists["train"]) if "train" in lists and split != "train" else None
+        wanted = "is a folder" if split is None else f"has no list {split}.csv (nor {_OTHER_SUFFIXES})"
+        there = ", ".join(path.name for path in lists.values())
+        remedy = f"It has {there}: name one of these as split." if lists else "It has no lists."
+        raise DatasetError(f"{folder} {wanted}. {remedy}")
+    classes = None
+    if "train" in lists and split != "train":
+        learnt = class_names(lists["train"])
+        classes = class_names(lists[split], known=learnt)
+        _warn_of_unknown(lists[split], classes[len(learnt) :], lists["train"])
     videos = from_list(lists[split], prefix=require_folder(root), classes=classes)
     return replace(videos, name=folder.name)
+
+
+def _lists(folder: Path) -> dict[str, Path]:
+    """List files of a folder by the split that they are named after."""
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _LIST_SUFFIXES}
 
 
 DATASETS = {
@@ -167,3 +238,9 @@ DATASETS = {
     "folder": Dataset(Splits("folder", ()), _open_folder),
     "list": Dataset(Splits("list", ()), _open_list),
 }
+
+ON_DISK = (
+    f"{', '.join(DATASETS)}; folder:ROOT holds ROOT/<split>/<class>/..., list:ROOT holds ROOT/<split>.csv of "
+    "lines `path,label`"
+)
+"""The kinds for a command line, with the layout of those that are no official data set."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flexvideo.data.files import VIDEO_SUFFIXES, match, present, read_lines
 from flexvideo.data.records import VideoRecord, VideoSet
-from flexvideo.errors import DatasetError
+from flexvideo.errors import ConfigError, DatasetError
 
 PATH_NAMES = ("path", "video_path", "file", "filepath", "file_path", "filename", "file_name", "video")
 LABEL_NAMES = ("label", "class_id", "label_id", "target", "class", "category", "action")
@@ -105,37 +105,60 @@ def from_list(
     return VideoSet(path.name, path.stem, records, classes=known, omitted=missing)
 
 
-def class_names(path: str | Path) -> tuple[str, ...]:
+def class_names(path: str | Path, *, known: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Give the classes of a list file, for other lists of the same data set.
 
     Args:
         path: a text file.
+        known: classes of another list, which come first; numbers in the file are places among them.
 
     Example:
         >>> class_names("train.csv")  # doctest: +SKIP
         ('jump', 'run')
     """
-    return _labels(Path(path), [row.label for row in read_rows(path)], None)[1]
+    written = {row.label for row in read_rows(path) if row.label is not None}
+    if all(map(_NUMBER.fullmatch, written)):
+        return known + tuple(map(str, range(len(known), 1 + max(map(int, written), default=-1))))
+    return known + tuple(sorted(written.difference(known)))
 
 
-def write_list(path: str | Path, records: Iterable[VideoRecord]) -> None:
-    """Write records as `path,label`, which `from_list` and other code bases read; with a header for segments.
+def write_list(
+    path: str | Path, records: Iterable[VideoRecord], *, classes: Sequence[str] | None = None
+) -> None:
+    """Write records as `path,label`, which `from_list` and other code bases read.
+
+    A header goes before segments, and before names of classes.
 
     Args:
         path: the file to write.
-        records: paths are written in full, so that the list can be moved; no label is written as -1.
+        records: paths are written in full, so that the list can be moved; no label is written as -1, or as
+            nothing among names.
+        classes: names to write for the labels; None writes numbers, as do names of which one is a number.
+
+    Raises:
+        ConfigError: the file cannot be written, such as to a full disk.
 
     Example:
-        >>> write_list("good.csv", videos)  # doctest: +SKIP
+        >>> write_list("good.csv", videos, classes=videos.classes)  # doctest: +SKIP
     """
     records = list(records)
-    rows = [(os.path.abspath(r.path), -1 if r.label is None else r.label, r.start, r.end) for r in records]
-    segments = any(r.start is not None or r.end is not None for r in records)
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if segments:
-            writer.writerow(("path", "label", "start", "end"))
-        writer.writerows(row if segments else row[:2] for row in rows)
+    names = None if any(map(_NUMBER.fullmatch, classes or ())) else classes
+    rows = [(os.path.abspath(r.path), _written(r.label, names), r.start, r.end) for r in records]
+    columns = 4 if any(r.start is not None or r.end is not None for r in records) else 2
+    try:
+        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if names is not None or columns == 4:
+                writer.writerow(("path", "label", "start", "end")[:columns])
+            writer.writerows(row[:columns] for row in rows)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _written(label: int | None, names: Sequence[str] | None) -> str | int:
+    if names is None:
+        return -1 if label is None else label
+    return "" if label is None else names[label]
 
 
 def _header(line: str) -> tuple[str | None, list[str]] | None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from flexvideo.errors import ConfigError, DatasetError
 
 _REASONS_SHOWN = 3
+_REMEDY = (
+    "add videos of it there, take it out here, or try another split (--splits), or none (--val-split none)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +193,14 @@ def require_known_classes(train: VideoSet, test: VideoSet) -> None:
             if named
             else f"{test.title} and {train.title} do not number the same {len(train.classes)} classes alike"
         )
-        raise DatasetError(f"{differing}: open both with the same list of classes.")
+        remedy = f"{_REMEDY}." if named else "open both with the same list of classes."
+        raise DatasetError(f"{differing}: {remedy}")
     learnt, tried = train.counts(), test.counts()
     unknown = [name for name, a, b in zip(train.classes, learnt, tried, strict=True) if b and not a]
     if unknown:
         raise DatasetError(
-            f"{_some(unknown)} of {test.title} has no video in {train.title}, so it cannot be learnt: add "
-            f"videos of it, or take it out of both.{_left_out(train)}"
+            f"{_some(unknown)} of {test.title} has no video in {train.title}, so it cannot be "
+            f"learnt: {_REMEDY}.{_left_out(train)}"
         )
 
 
