@@ -78,6 +78,18 @@ def test_a_run_that_is_resumed_and_one_that_is_not(tmp_path, capsys):
     assert "is a checkpoint of another run: config.lr was" in capsys.readouterr().err
 
 
+def test_what_comes_is_said_before_it_is_waited_for(tmp_path, capsys):
+    assert run(tmp_path / "a", "--tokens", "3840") == 0
+    said = capsys.readouterr().err
+    assert re.search(r"^first epoch: 2 steps of \d+ clips on average$", said, re.MULTILINE)
+    assert re.search(r"^note: a step takes every clip \d+ times; --clips or", said, re.MULTILINE)
+    assert "--hold keeps" not in said
+    assert run(tmp_path / "b", "--hold", "2x16") == 0
+    said = capsys.readouterr().err
+    assert "note: up to 3 frames of 24 px are drawn, and --hold keeps 2 of 16 px" in said
+    assert "takes every clip" not in said
+
+
 def test_interrupting_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     """The signal comes while the first step is taken."""
     from flexvideo.train.step import Stepper
@@ -176,6 +188,11 @@ def test_videos_that_fail_are_left_out_of_what_is_held(tmp_path, capsys):
     [
         (("--set", "lr"), "--set takes FIELD=VALUE, such as ema=0.999, and got 'lr'."),
         (("--set", "speed=3"), "Unknown fields ['speed'] of a TrainConfig"),
+        (
+            ("--evaluate-at", "2x16", "--val-split", "none"),
+            "--evaluate-at says at which sizes to measure",
+        ),
+        (("--out", "/dev/null"), "/dev/null cannot be made a folder: File exists."),
         (("--evaluate-at", "16"), "--evaluate-at takes frames x pixels, such as 16x224, and got '16'."),
         (("--hold", "x"), "--hold takes frames x pixels, such as 16x224, and got 'x'."),
         (("--policy", "temporal"), "Policy 'temporal' keeps the model's own frame size: leave --sizes out."),
@@ -188,8 +205,7 @@ def test_videos_that_fail_are_left_out_of_what_is_held(tmp_path, capsys):
     ],
 )
 def test_mistakes_end_in_one_sentence(more, message, tmp_path, capsys):
-    evaluated = ("--val-split", "val") if "--evaluate-at" in more else ()
-    assert run(tmp_path, *more, *evaluated) == 2
+    assert run(tmp_path, *(("--val-split", "val") if "--evaluate-at" in more else ()), *more) == 2
     said = capsys.readouterr().err.splitlines()
     assert message in said[-1]
     assert said[-1].startswith("flexvideo train: ")

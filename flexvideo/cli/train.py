@@ -30,10 +30,13 @@ from flexvideo.cli.trainreport import StepBar, say, summarise
 from flexvideo.data.datasets import DATASETS, ON_DISK
 from flexvideo.data.held import HeldSource
 from flexvideo.data.opened import open_source
+from flexvideo.data.records import plural
+from flexvideo.data.sampler import StepSampler
 from flexvideo.data.source import ClipSource, require_learnable
 from flexvideo.errors import CheckpointWarning, ConfigError
 from flexvideo.geometry import Base
 from flexvideo.models import VideoMamba, videomamba_middle, videomamba_small, videomamba_tiny
+from flexvideo.output import require_folder
 from flexvideo.policy import POLICIES, Policy, policy_of
 from flexvideo.swap import flex_config, make_flexible
 from flexvideo.train import PRESETS, TrainConfig, Validation, processes, replace_head, train
@@ -64,6 +67,7 @@ MODELS: dict[str, Callable[..., VideoMamba]] = {
     "small": partial(videomamba_small, num_frames=16),
     "middle": partial(videomamba_middle, num_frames=16),
 }
+_MANY_TIMES = 8  # a step over so few clips is of their augmented copies
 # What a preset starts from and draws, where nothing else is asked for.
 _STARTS: dict[str, dict[str, Any]] = {
     "paper": {"start": "m16_k400_mask_pt_f8_res224"},
@@ -203,13 +207,13 @@ def _run(options: Options, build: Callable[[Options, ClipSource], VideoMamba]) -
         if device is not None and options.device is not None:
             raise ConfigError("Under torchrun each process has a device of its own: leave --device out.")
         config = _config(options)
+        require_folder(options.out)
         device = device or device_of(options)
         source = _hold(options, _open(options, options.split), device)
         torch.manual_seed(config.seed)
         model = _with_head(build(options, source), source).to(device)
         policy = _flex(options, model)
-        drawn = sampling_of(model, policy)[1]
-        say(f"{source.name}: {len(source)} clips, {len(source.classes)} classes; drawn by {drawn}")
+        _say_what_comes(options, model, policy, source, config)
         with stopped_by_signals() as stop:
             result = train(
                 model,
@@ -226,6 +230,39 @@ def _run(options: Options, build: Callable[[Options, ClipSource], VideoMamba]) -
             )
         summarise(result)
         return 0 if result.finished else 130
+
+
+def _say_what_comes(
+    options: Options, model: VideoMamba, policy: Policy | None, source: ClipSource, config: TrainConfig
+) -> None:
+    base, drawn = sampling_of(model, policy)
+    say(f"{source.name}: {len(source)} clips, {len(source.classes)} classes; drawn by {drawn}")
+    sampler = StepSampler(
+        source.labels,
+        policy=drawn,
+        base=base,
+        tokens=config.tokens,
+        clips=config.clips,
+        cells=config.accumulate * rank_and_world()[1],
+        seed=config.seed,
+        steps=config.steps,
+        repeats=config.augment.repeats,
+    )
+    steps, clips = sampler.steps_in(0), sampler.count_clips(1).total()
+    say(f"first epoch: {plural(steps, 'step')} of {clips / steps:,.0f} clips on average")
+    times = clips / steps / (len(source) * config.augment.repeats)
+    if times >= _MANY_TIMES:
+        say(f"note: a step takes every clip {times:,.0f} times; --clips or --tokens makes steps smaller")
+    if options.hold is None:
+        return
+    frames, size = _frames_and_size(options.hold, "--hold")
+    specs = drawn.specs(base)
+    most, largest = max(spec.frames for spec in specs), max(max(spec.height, spec.width) for spec in specs)
+    if most > frames or largest > size:
+        say(
+            f"note: up to {most} frames of {largest} px are drawn, and --hold keeps {frames} of {size} px: "
+            "frames are repeated or enlarged where it keeps too little"
+        )
 
 
 def _config(options: Options) -> TrainConfig:
@@ -312,6 +349,11 @@ def _validation(
     options: Options, model: VideoMamba, policy: Policy | None, source: ClipSource
 ) -> Validation | None:
     split = options.val_split or _usual_split(options)
+    if split in (None, "none") and options.evaluate_at:
+        raise ConfigError(
+            "--evaluate-at says at which sizes to measure, and there is no split to measure on: name one "
+            "with --val-split, or leave --evaluate-at out."
+        )
     if split is None:
         say("no split to measure on: name one with --val-split")
     if split in (None, "none"):

@@ -92,7 +92,8 @@ def train(
     Raises:
         TrainingError: the folder holds a run and `resume` is not set, or the loss is not a number any more.
         CheckpointError: a checkpoint of another run, or one that cannot be written.
-        ConfigError: a model or a policy that does not fit the data, or `shard` in one process alone.
+        ConfigError: a model or a policy that does not fit the data, `shard` in one process alone, or a folder
+            that cannot be made or written.
         MemoryLimitError: clips of some size do not fit into memory.
 
     Example:

@@ -14,6 +14,7 @@ from flexvideo.discover import plan_for
 from flexvideo.errors import ConfigError, TrainingError
 from flexvideo.geometry import Base
 from flexvideo.models import VideoMamba
+from flexvideo.output import require_folder
 from flexvideo.policy import Policy, Temporal, policy_of
 from flexvideo.train.checkpoint import Progress, Run, checkpoints, load_checkpoint, remove_parts
 from flexvideo.train.config import TrainConfig
@@ -96,6 +97,7 @@ class Training:
 
     def place(self, *, resume: bool) -> None:
         """Go to the beginning of the run, or to its last checkpoint."""
+        require_folder(self.out)
         found = checkpoints(self.out)
         if not resume and (found or read_log(self.out)):
             raise TrainingError(
@@ -112,7 +114,6 @@ class Training:
                 "machines share."
             )
         if self.rank == 0:
-            self.out.mkdir(parents=True, exist_ok=True)
             remove_parts(self.out)
 
     def rate(self, step: int) -> float:
