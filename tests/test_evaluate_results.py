@@ -105,6 +105,18 @@ def test_neighbours_and_probes() -> None:
     assert near.name == "tiny static-tokens"
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("runs/v/model.safetensors", "v"), ("model.safetensors", "model"), ("a/tiny.pth", "tiny")],
+)
+def test_a_run_is_called_by_its_folder(source: str, name: str) -> None:
+    queries, gallery = (
+        replace(found, model=replace(found.model, source=source))
+        for found in (features(count=60), features("train", count=120))
+    )
+    assert knn(queries, gallery, k=5).name == f"{name} static-tokens"
+
+
 def test_a_probe_does_not_see_the_test_split() -> None:
     train = features("train", count=120)
     one, other = (linear_probe(train, features(seed=seed, count=60)) for seed in (0, 1))

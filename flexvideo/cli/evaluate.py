@@ -140,7 +140,12 @@ def _shared_arguments(parser: argparse.ArgumentParser, *, features: bool) -> Non
             "--pool", choices=("cls", "mean"), default="cls", help="class token, or mean of the patch tokens"
         )
         parser.set_defaults(gallery=None)
-    parser.add_argument("--name", default="", help="what tables call the model (default: file and policy)")
+    parser.add_argument(
+        "--name",
+        default="",
+        help="what tables call the model (default: file or run, and policy); results of one name and other "
+        "weights are averaged, as seeds of one recipe are",
+    )
     parser.add_argument("--out", required=True, type=name, metavar="DIR", help="where the result goes")
 
 

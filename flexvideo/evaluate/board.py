@@ -82,12 +82,12 @@ class Board:
                 raise ConfigError(
                     f"Results of {result.name!r} for {result.task} on {result.data} were run in different "
                     f"ways at {cell.cell}, {_told(self._ways[*key, cell.cell])} and {_told(way)}, and those "
-                    "of one name are averaged: give each its own."
+                    "of one name are averaged: give each its own (--name)."
                 )
             if result.model.weights in there:
                 raise ConfigError(
                     f"Two results of {result.name!r} for {result.task} on {result.data} have the same "
-                    f"weights at {cell.cell}: give one of them, or another name."
+                    f"weights at {cell.cell}: give one of them, or another name (--name)."
                 )
             there[result.model.weights] = cell
 

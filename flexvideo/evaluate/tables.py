@@ -95,7 +95,10 @@ def difference_tables(results: Sequence[Result], *, metric: str = "top1") -> lis
     if metric not in ("top1", "balanced"):
         raise ConfigError(f"Differences are kept query by query for top1 and balanced, not for {metric!r}.")
     if len(board.names) == 1:
-        raise ConfigError(f"There is a single model, {board.reference!r}: give results of another one too.")
+        raise ConfigError(
+            f"There is a single model, {board.reference!r}: give results of another one too, of another name "
+            "(--name), for those of one name are averaged as its runs."
+        )
     return [_difference_table(board, task) for task in board.tasks]
 
 

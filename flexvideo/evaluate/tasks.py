@@ -277,7 +277,7 @@ def _result(
     skipped: list[Problem] = [*queries.skipped, *(gallery.skipped if gallery else ())]
     return Result(
         task=task,
-        name=name or f"{PurePath(queries.model.source).stem} {policy}",
+        name=name or f"{_stem(queries.model.source)} {policy}",
         model=queries.model,
         queries=queries.source,
         gallery=gallery.source if gallery else None,
@@ -294,3 +294,9 @@ def _result(
         version=flexvideo.__version__,
         date=datetime.now(UTC).date().isoformat(),
     )
+
+
+def _stem(source: str) -> str:
+    """What tells a checkpoint from others: of `runs/a/model.safetensors`, as every run has one, "a"."""
+    path = PurePath(source)
+    return (path.stem == "model" and path.parent.name) or path.stem
