@@ -198,7 +198,9 @@ def test_check_videos_learns_nothing(tmp_path, video, capsys):
     assert "note: " in shown.err
     assert "they cannot be learnt there: run." in shown.err
     assert main(["check-videos", f"folder:{tmp_path}"]) == 0
-    assert "1 video is good" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "1 video is good" in shown.out
+    assert shown.err == "split train; --split names another\n"
     assert main(["check-videos", f"folder:{tmp_path}/test", "--split", "none"]) == 0
     assert "2 videos are good" in capsys.readouterr().out
     assert main(["check-videos", f"list:{tmp_path}"]) == 2

@@ -328,7 +328,7 @@ def test_folders_of_splits_share_the_classes_of_training(tmp_path: Path) -> None
 
 def test_classes_that_training_lacks_come_last_with_a_warning(tmp_path: Path) -> None:
     layouts.videos(tmp_path, ["train/jump/1.mp4", "train/run/2.mp4", "val/run/3.mp4", "val/hop/4.mp4"])
-    told = r"/val has classes that .*/train lacks, so that they cannot be learnt there: hop\.$"
+    told = r"/val has classes that .*/train lacks, so .* learnt there: hop\. Before measuring .* out\.$"
     with pytest.warns(DatasetWarning, match=told):
         val = from_folder(tmp_path, split="val")
     assert val.classes == ("jump", "run", "hop")
@@ -369,7 +369,9 @@ def test_a_folder_of_lists(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"has no list test.csv .*It has train.csv, val.csv: name one"):
         open_dataset(f"list:{tmp_path}", split="test", annotations=tmp_path / "lists")
     layouts.text(tmp_path / "lists" / "val.csv", "c.mp4,hop")
-    with pytest.warns(DatasetWarning, match=r"val\.csv has classes that .*train\.csv lacks, .*: hop\.$"):
+    with pytest.warns(
+        DatasetWarning, match=r"val\.csv has classes that .*train\.csv lacks, .*: hop\. Before"
+    ):
         val = open_dataset(f"list:{tmp_path}", split="val", annotations=tmp_path / "lists")
     assert (val.classes, val.labels) == (("jump", "run", "hop"), (2,))
     with pytest.raises(DatasetError, match=r"lists is a folder\. It has train.csv, val.csv: name one"):
@@ -387,7 +389,7 @@ def test_a_number_that_training_lacks_in_lists(tmp_path: Path, train: str, learn
     layouts.text(tmp_path / "test.csv", "a.mp4 0")
     assert open_dataset(f"list:{tmp_path}", split="test").classes == learnt
     layouts.text(tmp_path / "test.csv", "b.mp4 2")
-    with pytest.warns(DatasetWarning, match=r"test\.csv has classes that .* there: 1, 2\.$"):
+    with pytest.warns(DatasetWarning, match=r"test\.csv has classes that .* there: 1, 2\. Before"):
         test = open_dataset(f"list:{tmp_path}", split="test")
     assert (test.classes, test.labels) == ((*learnt, "1", "2"), (2,))
 

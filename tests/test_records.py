@@ -58,7 +58,7 @@ def test_classes_that_cannot_be_learnt() -> None:
     other = made([0, 2], ("jump", "run", "swim"), split="test")
     expected = (
         "Class 'swim' of toys test is none of the 2 classes of toys train: add videos of it there, take it "
-        "out here, or try another split (--splits), or none (--val-split none)."
+        "out here, or try another split (training: --val-split none tries none)."
     )
     with pytest.raises(DatasetError, match=f"^{re.escape(expected)}$"):
         require_known_classes(train, other)

@@ -1,6 +1,7 @@
 """Commands about videos: `features`, `check-videos`."""
 
 import argparse
+import sys
 
 from jaxtyping import Float
 from torch import Tensor
@@ -121,6 +122,8 @@ def _check_videos(options: Options) -> int:
         fold=int(options.fold) if options.fold and options.fold.isdigit() else options.fold,
         annotations=options.annotations,
     )
+    if split != options.split:
+        print(f"split {split}; --split names another", file=sys.stderr)
     with progress("videos", len(videos)) as bar:
         check = check_videos(videos, progress=bar)
     print(check)

@@ -178,7 +178,8 @@ def _split_folder(root: Path, split: str) -> Path:
 def _warn_of_unknown(place: Path, unknown: Sequence[str], train: Path) -> None:
     if unknown:
         warnings.warn(
-            f"{place} has classes that {train} lacks, so that they cannot be learnt there: {_few(unknown)}.",
+            f"{place} has classes that {train} lacks, so that they cannot be learnt there: {_few(unknown)}. "
+            "Before measuring on it, add videos of them there, or take them out.",
             DatasetWarning,
             stacklevel=3,
         )

@@ -8,7 +8,7 @@ from flexvideo.errors import ConfigError, DatasetError
 
 _REASONS_SHOWN = 3
 _REMEDY = (
-    "add videos of it there, take it out here, or try another split (--splits), or none (--val-split none)"
+    "add videos of it there, take it out here, or try another split (training: --val-split none tries none)"
 )
 
 
