@@ -189,6 +189,10 @@ def test_a_bad_video_is_skipped_when_asked(
             "3 px is smaller than",
         ),
         (["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--frames", "0"], "at least 1 frame"),
+        (
+            ["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--gallery", "99"],
+            "--gallery takes frames x pixels, such as 16x224, and got '99'.",
+        ),
         (["probe", "{root}/flexible.safetensors", "--data", "{missing}"], "has no video in"),
     ],
 )

@@ -75,7 +75,8 @@ def test_a_run_that_is_resumed_and_one_that_is_not(tmp_path, capsys):
     assert run(tmp_path, "--resume") == 0
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert run(tmp_path, "--resume", "--lr", "7") == 2
-    assert "is a checkpoint of another run: config.lr was" in capsys.readouterr().err
+    assert "is a checkpoint of another run: config.lr was" in (said := capsys.readouterr().err)
+    assert "start a new one in another folder (--start begins with its weights)." in said
 
 
 def test_what_comes_is_said_before_it_is_waited_for(tmp_path, capsys):
@@ -187,6 +188,8 @@ def test_videos_that_fail_are_left_out_of_what_is_held(tmp_path, capsys):
     ("more", "message"),
     [
         (("--set", "lr"), "--set takes FIELD=VALUE, such as ema=0.999, and got 'lr'."),
+        (("--clips", "0"), "flexvideo train: --clips must be at least 1, got 0."),
+        (("--set", "ema=abc"), "flexvideo train: --set ema must be a number or None, got 'abc'."),
         (("--set", "speed=3"), "Unknown fields ['speed'] of a TrainConfig"),
         (
             ("--evaluate-at", "2x16", "--val-split", "none"),

@@ -22,6 +22,7 @@ from flexvideo.cli.shared import (
 from flexvideo.data.datasets import DATASETS, ON_DISK
 from flexvideo.data.opened import open_source
 from flexvideo.data.source import ClipSource, require_learnable
+from flexvideo.errors import ConfigError
 from flexvideo.evaluate import (
     Features,
     NativeSize,
@@ -81,7 +82,7 @@ def add(commands: Commands) -> None:
     retrieve = command(commands, "retrieve", _retrieve, RETRIEVE, example=example)
     _shared_arguments(retrieve, features=True)
     retrieve.add_argument(
-        "--gallery", type=_cell, metavar="TxR", help="one geometry for the gallery (default: the queries')"
+        "--gallery", metavar="TxR", help="one geometry for the gallery (default: the queries')"
     )
     retrieve.add_argument(
         "--knn", type=int, metavar="K", help="classify by the K nearest neighbours too; DINO's K is 20"
@@ -139,7 +140,6 @@ def _shared_arguments(parser: argparse.ArgumentParser, *, features: bool) -> Non
         parser.add_argument(
             "--pool", choices=("cls", "mean"), default="cls", help="class token, or mean of the patch tokens"
         )
-        parser.set_defaults(gallery=None)
     parser.add_argument(
         "--name",
         default="",
@@ -187,15 +187,16 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _retrieve(options: Options) -> None:
-    test, train = _pair(options)
-    results = [retrieval(test, train, name=options.name, at=options.gallery)]
+    at = None if options.gallery is None else _cell(options.gallery)
+    test, train = _pair(options, at)
+    results = [retrieval(test, train, name=options.name, at=at)]
     if options.knn is not None:
-        results.append(knn(test, train, name=options.name, k=options.knn, at=options.gallery))
+        results.append(knn(test, train, name=options.name, k=options.knn, at=at))
     _report(options, results)
 
 
 def _probe(options: Options) -> None:
-    test, train = _pair(options)
+    test, train = _pair(options, None)
     probed = linear_probe(train, test, name=options.name, probe=Probe(method=options.method))
     _report(options, [probed])
 
@@ -228,16 +229,15 @@ def _table(options: Options) -> None:
             print(f"figure: {draw(results, folder / file, metric=options.metric)}")
 
 
-def _pair(options: Options) -> tuple[Features, Features]:
-    """Features of the test and the train split."""
+def _pair(options: Options, at: Cell | None) -> tuple[Features, Features]:
+    """Features of the test split over the grid, and of the train split there, or at a cell of its own."""
     require_folder(options.out)
     learnt, tried = (_source(options, split) for split in _splits(options))
     require_learnable(learnt, tried)
     model = _model(options)
     grid = _grid(options)
     test = _extract(options, model, tried, grid=grid, output=options.pool)
-    gallery = (options.gallery,) if options.gallery else grid
-    return test, _extract(options, model, learnt, grid=gallery, output=options.pool)
+    return test, _extract(options, model, learnt, grid=(at,) if at else grid, output=options.pool)
 
 
 def _grid(options: Options) -> tuple[Cell, ...]:
@@ -311,5 +311,5 @@ def _report(options: Options, results: list[Result]) -> None:
 def _cell(text: str) -> Cell:
     frames, _, size = text.partition("x")
     if not (frames.isdigit() and size.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no geometry such as 16x224, frames x pixels")
+        raise ConfigError(f"--gallery takes frames x pixels, such as 16x224, and got {text!r}.")
     return Cell(int(frames), int(size))

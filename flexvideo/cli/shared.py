@@ -24,15 +24,24 @@ Progress = Callable[[int, int], None]
 CHECKPOINT = "a file, a folder, or OWNER/NAME on the Hub (HF_TOKEN for private ones)"
 
 
+RECIPE = ("epochs", "steps", "tokens", "clips", "accumulate", "lr", "seed")
+"""Fields of a training's recipe that have options of their own."""
+
+
 def in_options(message: str) -> str:
     """A message of the library in the words of the command line.
 
     Example:
         >>> in_options("m holds 2 weight files, a.pth, b.pth: pass filename=.")
         'm holds 2 weight files, a.pth, b.pth: pass --filename.'
+        >>> in_options("TrainConfig: `clips` must be at least 1, or None, got 0.")
+        '--clips must be at least 1, got 0.'
     """
     message = message.replace(", set HF_TOKEN or pass token=", " or set HF_TOKEN")
     message = message.replace("overwrite=True", "--force")
+    own = rf"^TrainConfig: `({'|'.join(RECIPE)})` must be (.+?)(?:,? or None)?, got"
+    message = re.sub(own, r"--\1 must be \2, got", message)
+    message = re.sub(r"^TrainConfig: `(\w+)`", r"--set \1", message)
     message = re.sub(r"\b(filename|revision)=(?=')", r"--\1 ", message)
     return re.sub(r"\b(filename|revision)=", r"--\1", message)
 

@@ -16,6 +16,7 @@ from flexvideo.active import flex_within
 from flexvideo.checkpoints import load
 from flexvideo.cli.shared import (
     CHECKPOINT,
+    RECIPE,
     Commands,
     Options,
     command,
@@ -276,7 +277,7 @@ def _config(options: Options) -> TrainConfig:
             changes[field] = json.loads(value)
         except ValueError:
             changes[field] = value
-    for field in ("epochs", "steps", "tokens", "clips", "accumulate", "lr", "seed"):
+    for field in RECIPE:
         if getattr(options, field) is not None:
             changes[field] = getattr(options, field)
     if options.shard:

@@ -44,7 +44,11 @@ class Cell:
 
     def __post_init__(self) -> None:
         if min(self.frames, self.size, 1 if self.patch is None else self.patch) < 1:
-            raise ConfigError(f"A cell needs at least 1 frame, and 1 pixel of size and patch; got {self!r}.")
+            patch = "" if self.patch is None else f", patch {self.patch}"
+            raise ConfigError(
+                "A clip needs at least 1 frame, and 1 pixel of size and patch; got "
+                f"{self.frames} frames of {self.size} px{patch}."
+            )
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.size}" + (f"p{self.patch}" if self.patch else "")

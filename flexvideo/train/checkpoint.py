@@ -115,7 +115,7 @@ def load_checkpoint(
         more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise CheckpointError(
             f"{path} is a checkpoint of another run: {'; '.join(differing[:_SHOWN])}{more}. Go on with the "
-            "settings of that run, or start a new one in another folder."
+            "settings of that run, or start a new one in another folder (--start begins with its weights)."
         )
     parts = {prefix: _part(tensors, prefix) for prefix in ("model", "ema", "optimizer")}
     if run.sharding is not None:

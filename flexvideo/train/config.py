@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
 from flexvideo.data.augment import AUGMENTS, Augment, augment_of
@@ -130,12 +131,16 @@ class TrainConfig:
         known = {field.name: field.type for field in fields(cls)}
         unknown = [name for name in config if name not in known]
         if unknown:
-            raise ConfigError(
-                f"Unknown fields {unknown} of a TrainConfig; its fields are {', '.join(map(repr, known))}."
-            )
+            near = {name: found for name in unknown if (found := get_close_matches(name, known, n=1))}
+            meant = "".join(f" Did you mean {found[0]!r} by {name!r}?" for name, found in near.items())
+            rest = f".{meant}" if meant else f"; its fields are {', '.join(map(repr, known))}."
+            raise ConfigError(f"Unknown fields {unknown} of a TrainConfig{rest}")
         plain = {name: value for name, value in config.items() if name != "augment"}
         values = {name: _typed(name, value, known[name]) for name, value in plain.items()}
         return cls(**values, augment=augment_of(config.get("augment", "none")))
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", type(None): "None"}
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
@@ -147,7 +152,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     kinds = get_args(kind) or (kind,)
     value = _real(value) if float in kinds else value
     if type(value) not in kinds:
-        wanted = " or ".join("None" if each is type(None) else each.__name__ for each in kinds)
+        wanted = " or ".join(_KINDS[each] for each in kinds)
         raise ConfigError(f"TrainConfig: `{name}` must be {wanted}, got {value!r}.")
     return value
 
