@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexvideo.data import VideoRecord, VideoSet, from_list, require_known_classes, write_list
-from flexvideo.data.lists import Row, read_rows
+from flexvideo.data.lists import Row, class_names, read_rows
 from flexvideo.data.records import Problem
 from flexvideo.errors import ConfigError, DatasetError, DatasetWarning
 
@@ -211,19 +211,22 @@ def test_written_lists_hold_full_paths_and_unlabelled_videos(tmp_path: Path) -> 
     assert from_list(tmp_path / "out.csv")[0].label is None
 
 
-def test_written_names_of_classes_read_back(tmp_path: Path) -> None:
-    layouts.videos(tmp_path, ["a.mp4", "b.mp4", "c.mp4"])
-    path, classes = tmp_path / "out.csv", ("lift, then drop", 'say "x.mp4"')
-    records = [
-        VideoRecord(f"{tmp_path}/{n}.mp4", label, n) for n, label in zip("abc", (1, 0, None), strict=True)
-    ]
-    write_list(path, records, classes=classes)
-    assert path.read_text().startswith("path,label\n")
-    videos = from_list(path)
-    assert videos.classes == classes
-    assert [record.label for record in videos] == [1, 0, None]
-    write_list(path, records[:2], classes=("10", "run"))
-    assert from_list(path).labels == (1, 0), "a name that reads as a number would be taken for one"
+CLASSES = st.text("ab, ;|\t\"'#.5é", min_size=1, max_size=8).map(str.strip).filter(bool)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(CLASSES, min_size=1, max_size=4, unique=True).map(sorted), st.booleans())
+def test_written_names_of_classes_read_back(
+    tmp_path_factory: pytest.TempPathFactory, classes: list, segments: bool
+) -> None:
+    """Unless one reads as a number, as which it would be taken: then numbers are written."""
+    path, end = tmp_path_factory.getbasetemp() / "names.csv", 2.5 if segments else None
+    records = [VideoRecord("/data/a.mp4", n, "a", end=end) for n in range(len(classes))]
+    write_list(path, [*records, VideoRecord("/data/b.mp4", None, "b")], classes=classes)
+    numbered = any(name.isdecimal() for name in classes)
+    expected = tuple(map(str, range(len(classes)))) if numbered else tuple(classes)
+    assert [row.label for row in read_rows(path)] == [*expected, "-1" if numbered else None]
+    assert class_names(path) == expected
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
