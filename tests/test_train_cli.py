@@ -11,6 +11,7 @@ from training import toy_model
 
 import flexvideo as fv
 from flexvideo.cli import main
+from flexvideo.cli.trainreport import StepBar
 from flexvideo.data.motion import MotionSet
 from flexvideo.train import read_log
 from flexvideo.train.checkpoint import checkpoints
@@ -108,6 +109,22 @@ def test_interrupting_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch)
     assert "stopped and saved at step 1: the same command with --resume goes on from there" in said
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert run(tmp_path, "--resume") == 0
+
+
+def test_a_long_training_says_how_long_it_takes(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    show = StepBar()
+    for step in (1, 11, 51, 91):
+        show({"step": step, "steps": 111, "loss": 0.5})
+        now[0] += 31
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
+    assert said == [
+        "step 1 of 111: loss 0.500",
+        "step 11 of 111: loss 0.500, about 5 min left",
+        "step 51 of 111: loss 0.500, about 1 min left",
+        "step 91 of 111: loss 0.500",
+    ]
 
 
 def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):

@@ -3,7 +3,7 @@
 import argparse
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import tee
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from flexvideo.data.decode import index_video
 from flexvideo.data.encode import write_video
 from flexvideo.data.motion import MotionSet
 from flexvideo.data.records import plural
-from flexvideo.demo.grid import Cell, points, run_grid, table_lines
+from flexvideo.demo.grid import Cell, Point, points, run_grid, table_lines
 from flexvideo.demo.pair import FILES, accuracy_lines, finding, measure_pair
 from flexvideo.demo.recipe import QUICK, draw_clips, train_pair
 from flexvideo.discover import plan_for
@@ -113,24 +113,22 @@ def _demo(options: Options) -> int | None:
     out = require_folder(options.out)
     if options.video:
         index_video(options.video)
-    _show_costs(options, out)
-    if options.checkpoint:
-        return None
+    model = _model(options)
+    grid = points(model, policies=options.policies, frames=options.frames, sizes=options.sizes)
     files: Mapping[str, Path] | None = FILES
-    if options.train:
-        out /= "trained"
-        files = _train(out)
+    if options.train:  # before anything is shown, which would be shown again by the command that goes on
+        files = _train(out / "trained")
         if files is None:
             say("stopped and saved: the same command goes on from there")
             return 130
-    _show_accuracy(files, out)
+    _show_costs(options, model, grid, out)
+    if not options.checkpoint:
+        _show_accuracy(files, out / "trained" if options.train else out)
     return None
 
 
-def _show_costs(options: Options, out: Path) -> None:
+def _show_costs(options: Options, model: VideoMamba, grid: Sequence[Point], out: Path) -> None:
     """Run one model at every geometry: a table, and a picture where the weights are worth one."""
-    model = _model(options)
-    grid = points(model, policies=options.policies, frames=options.frames, sizes=options.sizes)
     video = options.video or _render(out / "video.mp4")
 
     def read(frames: int, size: int) -> Float[Tensor, "1 3 t h w"]:
@@ -159,7 +157,7 @@ def _show_accuracy(files: Mapping[str, Path], out: Path) -> None:
 
 
 def _train(out: Path) -> dict[str, Path] | None:
-    say("drawing clips to learn from")
+    say("drawing clips to learn from; they are not kept, and drawn again when the command goes on")
     with progress("clips drawn") as bar:
         clips = draw_clips("train", QUICK.clips, progress=bar)
     with stopped_by_signals() as stop:

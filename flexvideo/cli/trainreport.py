@@ -19,6 +19,7 @@ class StepBar:
     def __init__(self) -> None:
         self._bar: tqdm | None = None
         self._said = float("-inf")
+        self._begun = 0.0, 0  # when the first record came, and its step
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Show a record of the log."""
@@ -31,14 +32,21 @@ class StepBar:
             self._bar = tqdm(
                 total=record["steps"], unit=" steps", file=sys.stderr, disable=None, initial=record["step"]
             )
+            self._begun = time.monotonic(), record["step"]
         self._bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
         self._bar.update(record["step"] - self._bar.n)
         ended = record["step"] == record["steps"]
         if self._bar.disable and (ended or time.monotonic() - self._said > _QUIET):
             self._said = time.monotonic()
-            say(f"step {record['step']} of {record['steps']}: loss {record['loss']:.3f}")
+            say(f"step {record['step']} of {record['steps']}: loss {record['loss']:.3f}{self._left(record)}")
         if ended:
             self._bar.close()
+
+    def _left(self, record: Mapping[str, Any]) -> str:
+        begun, first = self._begun
+        taken = max(1, record["step"] - first)
+        minutes = (time.monotonic() - begun) / taken * (record["steps"] - record["step"]) / 60
+        return f", about {minutes:.0f} min left" if minutes >= 1 else ""
 
 
 def summarise(result: TrainResult) -> None:
