@@ -208,7 +208,8 @@ def _run(options: Options, build: Callable[[Options, ClipSource], VideoMamba]) -
         if device is not None and options.device is not None:
             raise ConfigError("Under torchrun each process has a device of its own: leave --device out.")
         config = _config(options)
-        require_folder(options.out)
+        out = Path(options.out).absolute()  # which a run that is refused does not make
+        require_folder(next(folder for folder in (out, *out.parents) if folder.exists()))
         device = device or device_of(options)
         source = _hold(options, _open(options, options.split), device)
         torch.manual_seed(config.seed)
