@@ -1,6 +1,7 @@
 """The backend of CUDA kernels as a whole: on a GPU, and what it refuses."""
 
 import dataclasses
+import locale
 from functools import partial
 from types import SimpleNamespace
 
@@ -184,6 +185,15 @@ def test_what_was_cut_short_is_compiled_again(tmp_path, monkeypatch):
     monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path / "gone")
     with pytest.warns(UserWarning, match="cannot be kept and are compiled anew next time: .*gone"):
         assert nvrtc.compiled("cuda_norm.cu", (), "sm_90") == b"whole"
+
+
+@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+def test_the_compiler_leaves_the_locale_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
+    before = locale.getencoding()
+    defines = {"DTYPE": 2, "PAIRS": 1, "WIDE_HIDDEN": 0, "WIDE_OUT": 0, "ADD": 1}
+    assert nvrtc.compiled("cuda_norm.cu", tuple(defines.items()), "sm_80")
+    assert locale.getencoding() == before
 
 
 def test_an_empty_batch_starts_nothing():

@@ -12,6 +12,7 @@ import os
 import warnings
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -112,7 +113,9 @@ def compiled(source: str, defines: Defines, architecture: str) -> bytes:
     path = _folder() / f"{Path(source).stem}-{key[:32]}.cubin"
     if path.exists() and path.stat().st_size:  # a machine that lost its power leaves empty files
         return path.read_bytes()
-    cubin = _compile(compiler, source, texts, options)
+    # NVRTC leaves the thread that calls it in the C locale, in which Python would go on to decode files as ASCII
+    with ThreadPoolExecutor(1) as thread:
+        cubin = thread.submit(_compile, compiler, source, texts, options).result()
     try:
         write_atomically(path, cubin)
     except CheckpointError as error:
