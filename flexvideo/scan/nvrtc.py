@@ -113,7 +113,7 @@ def compiled(source: str, defines: Defines, architecture: str) -> bytes:
     path = _folder() / f"{Path(source).stem}-{key[:32]}.cubin"
     if path.exists() and path.stat().st_size:  # a machine that lost its power leaves empty files
         return path.read_bytes()
-    # NVRTC leaves the thread that calls it in the C locale, in which Python would go on to decode files as ASCII
+    # NVRTC leaves the thread that calls it in the C locale, in which Python would decode files as ASCII
     with ThreadPoolExecutor(1) as thread:
         cubin = thread.submit(_compile, compiler, source, texts, options).result()
     try:
