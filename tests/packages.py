@@ -6,7 +6,6 @@ import importlib.util
 import warnings
 from types import ModuleType
 
-import pytest
 import torch
 
 
@@ -15,16 +14,12 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec(name.partition(".")[0]) is not None
 
 
-def package(name: str) -> ModuleType:
-    """Import a package or a module of one; where it is not installed, the test is skipped and says so."""
-    if not installed(name):
-        pytest.skip(f"{name.partition('.')[0]} is not installed", allow_module_level=True)
-    return _imported(name)
-
-
 @functools.cache
-def _imported(name: str) -> ModuleType:
-    """Torchvision comes first, which transformers and timm import where it is installed."""
+def package(name: str) -> ModuleType:
+    """Import a package or a module of one, which the test extra brings.
+
+    Torchvision comes first, which transformers and timm import where it is installed.
+    """
     if installed("torchvision"):
         _torchvision()
     with warnings.catch_warnings():

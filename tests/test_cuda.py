@@ -8,40 +8,13 @@ from types import SimpleNamespace
 import cuda_cpu
 import pytest
 import torch
-from cuda_cases import emulated, error, scan_inputs
+from scan_cases import emulated, error, scan_inputs, with_nvrtc
 
 from flexvideo import VideoMamba
 from flexvideo.errors import BackendError
-from flexvideo.scan import available_backends, causal_conv, cuda, nvrtc, registry, selective_scan
+from flexvideo.scan import available_backends, cuda, nvrtc, registry, selective_scan
 from flexvideo.scan.cuda_conv import conv_forward
 from flexvideo.scan.cuda_norm import norm_forward
-
-# dtype -> relative error of outputs, of gradients
-TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float16: (2e-3, 4e-3), torch.bfloat16: (1e-2, 1e-2)}
-SHAPES = [
-    (2, 2, 301, 96, 16),
-    (2, 1, 1, 24, 16),
-    (1, 3, 130, 40, 16),
-    (2, 1, 97, 33, 64),
-    (2, 1, 3137, 64, 16),
-    (2, 1, 75, 10, 24),
-]
-
-
-def check(function, inputs, dtype):
-    """Output and gradients against the reference in float64 on the very numbers that the kernel gets."""
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    out, truth = function(*inputs, backend="cuda"), function(*exact, backend="reference")
-    upstream = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1)).to(truth.device, dtype)
-    grads = torch.autograd.grad(out, inputs, upstream)
-    truths = torch.autograd.grad(truth, exact, upstream.double())
-    forward, backward = TOLERANCES[dtype]
-    assert out.dtype == dtype
-    assert error(out, truth) < forward, error(out, truth)
-    for i, (grad, expected, x) in enumerate(zip(grads, truths, inputs, strict=True)):
-        assert (grad.dtype, grad.shape) == (x.dtype, x.shape), i
-        assert error(grad, expected) < backward, (i, error(grad, expected))
 
 
 @pytest.fixture
@@ -78,65 +51,6 @@ def test_a_whole_model_in_the_emulation():
     for a, b in zip(found, expected, strict=True):
         assert (a is None) == (b is None)
         assert a is None or error(a, b) < 1e-5
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_scan_agrees(shape, dtype):
-    check(selective_scan, scan_inputs(*shape, device="cuda", dtype=dtype), dtype)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", TOLERANCES)
-def test_conv_agrees(dtype):
-    for k, b, l, d, w in [(2, 2, 37, 20, 4), (1, 1, 1, 3, 3), (2, 1, 300, 5, 2)]:
-        x = torch.randn(b, l, 2 * d)[..., :d].to("cuda", dtype)
-        check(causal_conv, [x, torch.randn(k, d, w).cuda(), torch.randn(k, d).cuda()], dtype)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("batch", [1, 5])
-def test_gradients_are_the_same_bits_on_every_run(batch):
-    inputs = scan_inputs(2, batch, 3137, 384, 16, dtype=torch.bfloat16, device="cuda")
-    conv = [torch.randn(batch, 3137, 384, device="cuda"), torch.randn(2, 384, 4, device="cuda"), inputs[5]]
-    for function, tensors in ((selective_scan, inputs), (causal_conv, conv)):
-        tensors = [x.detach().requires_grad_() for x in tensors]
-        runs = []
-        for _ in range(3):
-            out = function(*tensors, backend="cuda")
-            runs.append((out, *torch.autograd.grad(out.square().sum(), tensors)))
-        for run in runs[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("length", [12545, 65537])
-def test_long_memory_no_worse_than_the_sequential_float32(length):
-    inputs = scan_inputs(2, 1, length, 8, 16, device="cuda")
-    inputs[1], inputs[2] = inputs[1] * 0.1 - 6, inputs[2] * 1e-4
-    truth = selective_scan(*(x.double() for x in inputs), backend="reference")
-    bound = error(selective_scan(*inputs, backend="reference"), truth)
-    assert error(selective_scan(*inputs, backend="cuda"), truth) < max(1e-5, 2 * bound)
-
-
-@pytest.mark.gpu
-def test_opcheck():
-    inputs = [x.requires_grad_() for x in scan_inputs(2, 1, 40, 16, 16, device="cuda")]
-    torch.library.opcheck(torch.ops.flexvideo.selective_scan.default, (*inputs, True, "cuda"))
-    conv = [torch.randn(s, device="cuda", requires_grad=True) for s in ((1, 40, 16), (2, 16, 4), (2, 16))]
-    torch.library.opcheck(torch.ops.flexvideo.causal_conv.default, (*conv, "cuda"))
-
-
-@pytest.mark.gpu
-def test_in_a_cuda_graph():
-    inputs = scan_inputs(2, 1, 500, 64, 16, device="cuda")
-    expected = selective_scan(*inputs, backend="cuda")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = selective_scan(*inputs, backend="cuda")
-    graph.replay()
-    assert torch.equal(out, expected)
 
 
 @pytest.mark.gpu
@@ -187,7 +101,7 @@ def test_what_was_cut_short_is_compiled_again(tmp_path, monkeypatch):
         assert nvrtc.compiled("cuda_norm.cu", (), "sm_90") == b"whole"
 
 
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+@with_nvrtc
 def test_the_compiler_leaves_the_locale_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
     before = locale.getencoding()
@@ -223,7 +137,7 @@ def test_without_the_compiler_says_where_it_was_looked_for(monkeypatch):
         nvrtc._compiler.cache_clear()
 
 
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+@with_nvrtc
 def test_a_source_that_does_not_compile_is_quoted(tmp_path, monkeypatch):
     monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
     with pytest.raises(BackendError, match=r"compile cuda_conv\.cu \(--gpu.*DTYPE=0\):.*TAPS.* is undefined"):

@@ -1,14 +1,11 @@
 """The CUDA kernel of the backward pass: emulated on the CPU, and compiled by NVRTC if that is installed."""
 
-import shutil
-import sys
-
 import cuda_cpu
 import pytest
 import torch
-from cuda_cases import error, scan_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scan_cases import emulated, error, scan_inputs, with_nvrtc
 
 from flexvideo.scan import nvrtc
 from flexvideo.scan.cuda_backward import (
@@ -24,9 +21,6 @@ from flexvideo.scan.reference import selective_scan
 
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 4e-3}
 H100 = {"multiprocessors": 132, "shared": 232448}
-emulated = pytest.mark.skipif(
-    shutil.which("g++") is None or sys.platform != "linux", reason="the emulation is built by g++ on Linux"
-)
 
 
 def layout(b: int, l: int, d: int, *, spans: int = 1, grid: int | None = None) -> BackwardLaunch:
@@ -250,7 +244,7 @@ def variants():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+@with_nvrtc
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_compiles(architecture, tmp_path, monkeypatch):
     monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)

@@ -3,7 +3,7 @@
 import cuda_cpu
 import pytest
 import torch
-from cuda_cases import emulated, error
+from scan_cases import emulated, error, with_nvrtc
 
 from flexvideo.scan import cuda_conv, nvrtc
 from flexvideo.scan.cuda_conv import LOADS, LONG, ROWS, conv_backward, conv_forward
@@ -48,7 +48,7 @@ def test_blocks_of_a_large_batch(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+@with_nvrtc
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_compiles(architecture, tmp_path, monkeypatch):
     monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)

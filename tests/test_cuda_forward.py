@@ -3,7 +3,7 @@
 import cuda_cpu
 import pytest
 import torch
-from cuda_cases import emulated, error, scan_inputs
+from scan_cases import emulated, error, scan_inputs, with_nvrtc
 
 from flexvideo.errors import BackendError
 from flexvideo.scan import nvrtc
@@ -291,7 +291,7 @@ def variants():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+@with_nvrtc
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_compiles(architecture, tmp_path, monkeypatch):
     monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)

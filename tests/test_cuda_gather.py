@@ -3,7 +3,7 @@
 import cuda_cpu
 import pytest
 import torch
-from cuda_cases import emulated
+from scan_cases import emulated, with_nvrtc
 
 from flexvideo.errors import BackendError
 from flexvideo.scan import nvrtc
@@ -59,7 +59,7 @@ def test_float64_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+@with_nvrtc
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("dtype", range(3))
 def test_compiles(architecture, dtype, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import cuda_cpu
 import pytest
 import torch
-from cuda_cases import emulated, error
+from scan_cases import emulated, error, with_nvrtc
 
 from flexvideo.scan import norm, nvrtc
 from flexvideo.scan.cuda_norm import norm_backward, norm_forward
@@ -36,7 +36,7 @@ def test_agrees_with_torch(shape, kind, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(nvrtc.unavailable() is not None, reason="NVRTC is not installed")
+@with_nvrtc
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_compiles(architecture, tmp_path, monkeypatch):
     monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)

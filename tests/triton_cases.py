@@ -3,6 +3,7 @@
 import sys
 
 import torch
+from scan_cases import TOLERANCES, check, conv_inputs, error, scan_inputs
 
 from flexvideo import VideoMamba
 from flexvideo.scan import causal_conv, selective_scan
@@ -11,60 +12,20 @@ from flexvideo.scan.triton_backward import scan_backward
 from flexvideo.scan.triton_scan import Launch, launch_for, scan_forward
 
 SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-LOW = {"u", "delta", "B", "C", "z", "x"}
-# dtype -> relative error of outputs, of gradients
-TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float16: (2e-3, 4e-3), torch.bfloat16: (1e-2, 1e-2)}
 # k, b, l, d, n: odd, prime and single lengths, part-filled programs, one direction, few and many states
 SMALL = [(2, 1, 21, 20, 16), (2, 2, 1, 3, 5), (1, 2, 9, 6, 16), (2, 1, 13, 2, 33), (1, 1, 66, 4, 2)]
 SPLIT = (2, 1, 150, 3, 16)
 
 
-def scan_inputs(k, b, l, d, n, *, device, dtype=torch.float32, seed=0):
-    """Random inputs of a scan; z is a strided view, as in the model."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    inputs = [draw(k, b, l, d), draw(k, b, l, d) - 1, -torch.exp(draw(k, d, n)), draw(k, b, l, n)]
-    inputs += [draw(k, b, l, n), draw(k, d), draw(b, l, 2 * d)[..., d:], draw(k, d)]
-    return [
-        x.to(device, dtype if name in LOW else torch.float32) for name, x in zip(SCAN, inputs, strict=True)
-    ]
-
-
-def error(a, b):
-    """Relative error, 0 where both are 0."""
-    a, b = a.detach().double(), b.detach().double()
-    return float((a - b).norm() / b.norm().clamp(min=1e-300))
-
-
-def check(function, inputs, dtype):
-    """Output and gradients against the reference in float64 on the very numbers that the kernel gets."""
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    out, truth = function(*inputs, backend="triton"), function(*exact, backend="reference")
-    upstream = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1)).to(truth.device, dtype)
-    grads = torch.autograd.grad(out, inputs, upstream)
-    truths = torch.autograd.grad(truth, exact, upstream.double())
-    forward, backward = TOLERANCES[dtype]
-    assert out.dtype == dtype
-    assert error(out, truth) < forward, error(out, truth)
-    for i, (grad, expected, x) in enumerate(zip(grads, truths, inputs, strict=True)):
-        assert (grad.dtype, grad.shape) == (x.dtype, x.shape), i
-        assert error(grad, expected) < backward, (i, error(grad, expected))
-
-
 def scan_agrees(shape, device, dtype=torch.float32):
     """The scan on one shape."""
-    check(selective_scan, scan_inputs(*shape, device=device, dtype=dtype), dtype)
+    check(selective_scan, scan_inputs(*shape, device=device, dtype=dtype), dtype, backend="triton")
 
 
 def conv_agrees(device, dtype=torch.float32):
     """The convolution in one and two directions, on strided views."""
-    for k, b, l, d, w in [(2, 2, 37, 20, 4), (1, 1, 1, 3, 3), (2, 1, 300, 5, 2)]:
-        x = torch.randn(b, l, 2 * d)[..., :d].to(device, dtype)
-        check(causal_conv, [x, torch.randn(k, d, w).to(device), torch.randn(k, d).to(device)], dtype)
+    for inputs in conv_inputs(device, dtype):
+        check(causal_conv, inputs, dtype, backend="triton")
 
 
 def spans_agree(device):
@@ -161,7 +122,7 @@ def extremes_are_finite(device):
     for shift, scale in ((12.0, 1.0), (-20.0, 1.0), (0.0, 1e4), (0.0, 1e-7)):
         inputs = scan_inputs(2, 1, 30, 4, 16, device=device)
         inputs[1], inputs[2] = inputs[1] + shift, inputs[2] * scale
-        check(selective_scan, inputs, torch.float32)
+        check(selective_scan, inputs, torch.float32, backend="triton")
 
 
 def launches_are_whole():
