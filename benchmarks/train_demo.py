@@ -1,8 +1,10 @@
-"""Make the two small models that `flexvideo demo` shows, by the recipe that came with the package.
+"""The two small models that `flexvideo demo` shows: made by the recipe that came with them, and measured.
 
 What was stopped goes on with the same command. The two files then belong into flexvideo/demo:
 
     python benchmarks/train_demo.py --out /tmp/demo && cp /tmp/demo/*.safetensors flexvideo/demo
+    python benchmarks/train_demo.py                            # measures those of the package
+    python benchmarks/train_demo.py --quick --out /tmp/quick   # makes and measures those of `demo --train`
 """
 
 import argparse
@@ -12,21 +14,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _results import write_results
 
-from flexvideo.demo.pair import accuracy_lines, finding, measure_pair
-from flexvideo.demo.recipe import SHIPPED, draw_clips, train_pair
+from flexvideo.demo.pair import FILES, accuracy_lines, finding, measure_pair
+from flexvideo.demo.recipe import QUICK, SHIPPED, draw_clips, train_pair
 from flexvideo.train.log import Report
-
-SIZES = (24, 32, 48, 64, 80, 96, 128)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.quick and options.out is None:
+        parser.error("--quick makes models: it takes --out")
     torch.set_num_threads(options.threads)
-    files = train_pair(draw_clips("train", SHIPPED.clips), SHIPPED, out=options.out, watch=_watch)
-    assert files is not None  # nothing stops it
-    results = measure_pair(files, sizes=SIZES)
+    files: Mapping[str, Path] | None = FILES
+    if options.out is not None:
+        recipe = QUICK if options.quick else SHIPPED
+        files = train_pair(draw_clips("train", recipe.clips), recipe, out=options.out, watch=_watch)
+        assert files is not None  # nothing stops it
+    seconds = time.process_time()
+    results = measure_pair(files)
     print(*accuracy_lines(results), finding(results), sep="\n")
+    rows: list[dict[str, object]] = [
+        {
+            "model": result.name,
+            "cell": str(found.cell),
+            "clips": len(result.labels),
+            "top1": round(100 * found.metrics["top1"].value, 1),
+        }
+        for result in results
+        for found in result.cells
+    ]
+    summary: dict[str, object] = {"finding": finding(results)}
+    if options.out is not None:
+        summary["training_cpu_seconds"] = round(seconds)
+    write_results("demo_quick" if options.quick else "demo", [summary, *rows])
     return 0
 
 
@@ -44,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of everything that is made")
+    parser.add_argument("--out", type=Path, help="folder of everything that is made; without it nothing is")
+    parser.add_argument("--quick", action="store_true", help="by the recipe of `flexvideo demo --train`")
     parser.add_argument("--threads", type=int, default=2)
     return parser
 

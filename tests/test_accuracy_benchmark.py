@@ -167,9 +167,14 @@ def test_the_models_of_the_demo(tmp_path, capsys, monkeypatch):
         training=replace(SHIPPED.training, epochs=1, warmup_epochs=0, steps=2),
     )
     monkeypatch.setattr(demo, "SHIPPED", few)
-    monkeypatch.setattr(demo, "SIZES", (48,))
+    measure, kept = demo.measure_pair, []
+    monkeypatch.setattr(demo, "measure_pair", lambda files: measure(files, frames=(8,), sizes=(24, 48)))
+    monkeypatch.setattr(demo, "write_results", lambda name, rows: kept.append((name, rows)))
     assert demo.main(["--out", str(tmp_path), "--threads", "1"]) == 0
     assert "static tokens" in capsys.readouterr().out
+    ((name, (summary, *rows)),) = kept
+    assert (name, len(rows)) == ("demo", 3 * 2)
+    assert "training_cpu_seconds" in summary
     files = [tmp_path / "vanilla.safetensors", tmp_path / "static-tokens.safetensors"]
     plain, flexible = map(fv.load, files)
     assert plain.labels == flexible.labels == MotionSet().classes
