@@ -102,7 +102,7 @@ def facts_of_source(source: ClipSource) -> SourceFacts:
             digest.update(f" {record.id} {record.start} {record.end} {size}".encode())
     if not isinstance(source, VideoSource):
         for index in {len(source) * part // _TRIED for part in range(_TRIED)} if len(source) else ():
-            digest.update(source.read(index, frames=2, size=16).contiguous().numpy().tobytes())
+            digest.update(source.read(index, frames=2, size=16).contiguous().cpu().numpy().tobytes())
     videos = source.listed()
     split = getattr(getattr(source, "clips", None), "split", videos.split)  # of a drawn set
     return SourceFacts(
