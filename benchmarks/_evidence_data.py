@@ -63,7 +63,7 @@ class TensorSource(ClipSource):
 
     def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
         video = self._videos[self._rows[index]]
-        return video[torch.tensor(choose(len(video)), device=self.device)]
+        return video[torch.tensor(choose(len(video))).to(self.device, non_blocking=True)]
 
 
 def drawn(

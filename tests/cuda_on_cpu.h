@@ -37,7 +37,10 @@ static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cpu {
 constexpr int STACK = 64 << 10, MOST = 1024;
-struct Barrier { int arrived = 0, generation = 0; };
+struct Barrier {
+    int arrived = 0, generation = 0;
+    bool all = true, said = true;  // of the votes so far; of those of the last time
+};
 struct Fiber {
     ucontext_t start;
     jmp_buf place;
@@ -155,13 +158,20 @@ static int launch(void (*kernel)(Types...), const int* sizes, bool reversed, voi
 static inline void __syncthreads() { cpu::wait(cpu::named[0], (int)blockDim.x); }
 static inline void __syncwarp() { cpu::wait(cpu::warps[cpu::current / 32], 32); }
 static inline void barrier(int id, int threads) { cpu::wait(cpu::named[id], threads); }
+static inline bool barrier_all(int id, int threads, bool yes) {
+    cpu::Barrier& at = cpu::named[id];
+    at.all = at.all && yes;
+    if (at.arrived + 1 == threads) at.said = at.all, at.all = true;
+    cpu::wait(at, threads);
+    return at.said;
+}
 template <class T> static T __shfl_sync(unsigned, T x, int lane) { return cpu::shuffle(x, lane); }
 template <class T> static T __shfl_xor_sync(unsigned, T x, int mask) { return cpu::shuffle(x, (cpu::current % 32) ^ mask); }
 
 static inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
 static inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
 static inline float select(int yes, float a, float b) { return yes ? a : b; }
-static inline float exp2_fast(float x) { return exp2f(x); }
+static inline float exp2_fast(float x) { return x < -126.0f ? 0.0f : exp2f(x); }  // no subnormal numbers
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float reciprocal(float x) { return 1.0f / x; }
 static inline float half_to_float(unsigned short x) { _Float16 y; memcpy(&y, &x, 2); return (float)y; }

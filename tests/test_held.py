@@ -65,6 +65,18 @@ def test_batches_made_on_a_gpu_are_those_made_on_the_cpu(on_gpu: bool) -> None:
 
 
 @pytest.mark.gpu
+def test_batches_of_clips_held_on_a_gpu_do_not_wait_for_it() -> None:
+    batches = loader(held("cuda"), device="cuda").epoch(0)
+    next(batches)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(next(batches)) == 1
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.gpu
 def test_views_of_a_clip_on_a_gpu_are_those_on_the_cpu() -> None:
     here, there = (
         read_views(held(device), 1, cells((2, 8), (16, 48)), Views()) for device in ("cpu", "cuda")

@@ -91,7 +91,8 @@ class HeldSource(ClipSource):
     def take(self, index: int, choose: Choose, size: Size) -> UInt8[Tensor, "t h w 3"]:
         """Get frames of the clip as it is held."""
         video = self._videos[index]
-        return video[torch.tensor(choose(len(video)), device=self.device)]
+        # Not made on the device: that would wait until a GPU has done all that it was asked to before.
+        return video[torch.tensor(choose(len(video))).to(self.device, non_blocking=True)]
 
 
 def _room(

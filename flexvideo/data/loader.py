@@ -219,8 +219,8 @@ class FlexLoader:
                 raise error
             self.source.skip(cell.indices[place], error)
         present = [place not in read.errors for place in range(len(cell.indices))]
-        labels = torch.tensor([self._labels[index] for index in cell.indices]).to(self._device)
-        weights = torch.tensor(present).float().to(self._device)
+        labels = torch.tensor([self._labels[index] for index in cell.indices])
+        weights = torch.tensor(present).float()
         clips, targets = self._clips(read), None
         if self.augment.soft:
             size = (cell.spec.height, cell.spec.width)
@@ -229,7 +229,12 @@ class FlexLoader:
             targets = soft_targets(
                 labels, len(self.source.classes), mixing, present, smoothing=self.augment.smoothing
             )
-        return Batch(clips, labels, cell.indices, cell.spec, weights, targets)
+            targets = self._sent(targets)
+        return Batch(clips, self._sent(labels), cell.indices, cell.spec, self._sent(weights), targets)
+
+    def _sent(self, values: Tensor) -> Tensor:
+        """On the device, for which a GPU need not have done what it was asked to before."""
+        return values.to(self._device, non_blocking=True)
 
     def _clips(self, read: Read) -> Float[Tensor, "b 3 t h w"]:
         frames = read.frames.to(self._device, non_blocking=True)

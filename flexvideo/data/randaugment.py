@@ -187,7 +187,7 @@ def _bytes(values: Float[Tensor, "t h w 3"]) -> Frames:
 
 def _shifted(frames: Frames, axis: int, pixels: int) -> Frames:
     """Put at each place what is so many pixels further along an axis."""
-    fill = torch.tensor(_FILL, device=frames.device).to(torch.uint8)
+    fill = torch.tensor(_FILL).to(torch.uint8).to(frames.device, non_blocking=True)
     shifted = frames.roll(-pixels, axis)
     begin = frames.shape[axis] - pixels if pixels > 0 else 0
     shifted.narrow(axis, begin, abs(pixels))[:] = fill
@@ -201,7 +201,7 @@ def _moved(frames: Frames, matrix: tuple[tuple[float, float, float], ...]) -> Fr
     y = (torch.arange(height, device=frames.device) - (height - 1) / 2)[:, None]
     at = [row[0] * x + row[1] * y + row[2] for row in matrix]
     grid = torch.stack([at[0] * (2 / width), at[1] * (2 / height)], dim=-1)
-    fill = torch.tensor(_FILL, device=frames.device)
+    fill = torch.tensor(_FILL).to(frames.device, non_blocking=True)
     planes = (frames - fill).permute(0, 3, 1, 2).flatten(0, 1)[None]
     moved = F.grid_sample(planes, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
     return _bytes(moved[0].unflatten(0, (-1, 3)).permute(0, 2, 3, 1) + fill + 0.5)

@@ -36,6 +36,15 @@ static __device__ __forceinline__ void barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// barrier that says whether `yes` was so in all of the threads
+static __device__ __forceinline__ bool barrier_all(int id, int threads, bool yes) {
+    int all;
+    asm volatile(
+        "{ .reg .pred p, q; setp.ne.s32 p, %1, 0; bar.red.and.pred q, %2, %3, p; selp.s32 %0, 1, 0, q; }"
+        : "=r"(all) : "r"((int)yes), "r"(id), "r"(threads) : "memory");
+    return all != 0;
+}
+
 // tell another block, in one thread after a barrier, that what this one wrote is there
 static __device__ __forceinline__ void publish(unsigned* flag) {
     asm volatile("fence.acq_rel.gpu; st.relaxed.gpu.u32 [%0], 1;" ::"l"(flag) : "memory");

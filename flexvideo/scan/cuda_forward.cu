@@ -31,37 +31,25 @@
 // state), CARRY (the state at a span's beginning is read), CUT (shares end within chains).
 #include "cuda_common.cuh"
 
+#define LANES 4  // that share a pair
 #define GROUPS (STEPS / LANES)
 #define PER_WARP (WARP / LANES)  // pairs of a warp
 #define CHANNELS (2 * PER_WARP * WARPS)
 #define PADDED (LANES * HELD)
 #define QUARTER (PADDED / 4)  // float4 of B or C of a step
+#define ROW (ENDS ? QUARTER : 2 * QUARTER)  // float4 of a step
 #define SIDE (WARPS * WARP)  // threads of a direction
-#define TILE_QUADS (STEPS * 2 * QUARTER)
+#define TILE_QUADS (STEPS * ROW)
 #define LOADS ((TILE_QUADS + SIDE - 1) / SIDE)  // of a thread
 
 // What threads hand to each other of one tile.
 struct Tile {
-    float4 rows[DIRECTIONS][STEPS][2 * QUARTER];  // B, then C
+    float4 rows[DIRECTIONS][STEPS][ROW];  // B, then C unless ENDS
     float4 steps[DIRECTIONS * WARPS][STEPS][PER_WARP];  // dt and dt u of a pair's first, of its second channel
 };
 
 struct States {
     float a[2][HELD], h[2][HELD];  // a: log2(e) A
-};
-
-// What the kernel is called with.
-struct Problem {
-    const Scalar *u, *delta;
-    const float* A;
-    const Scalar *B, *C;
-    const float* skip;
-    const Scalar* z;
-    const float* bias;
-    Scalar* out;
-    float *carry, *decay, *states;
-    int L, D, samples, blocks, span, spans;
-    long long z_b, z_l, b_k, b_b, b_l, c_k, c_b, c_l;
 };
 
 // Where a thread is. `width`: channels of its pair that exist.
@@ -77,7 +65,7 @@ DEVICE Place place_of(int group, int D) {
     at.pair = thread % WARP / LANES;
     at.warp = thread / WARP;
     at.side = __shfl_sync(ALL, thread / SIDE, 0);  // so that the compiler sees that a warp has one
-    at.sign = at.side ? -1 : 1;
+    at.sign = at.side == ENDS ? 1 : -1;  // ENDS: from the end of a span to its beginning
     at.channel = group * CHANNELS + 2 * (at.warp % WARPS * PER_WARP + at.pair);
     at.width = max(0, min(2, D - at.channel));
     return at;
@@ -120,8 +108,8 @@ struct Rows {
 };
 
 DEVICE int quad(int i) { return (int)threadIdx.x % SIDE + i * SIDE; }
-DEVICE int step_of(int i) { return quad(i) / (2 * QUARTER); }
-DEVICE int column_of(int i) { return quad(i) % (2 * QUARTER); }
+DEVICE int step_of(int i) { return quad(i) / ROW; }
+DEVICE int column_of(int i) { return quad(i) % ROW; }
 DEVICE bool has_quad(int i) { return TILE_QUADS % SIDE == 0 || quad(i) < TILE_QUADS; }
 
 DEVICE Rows rows_of(const Scalar* B, const Scalar* C, long long b_l, long long c_l, int t, int sign) {
@@ -185,48 +173,70 @@ DEVICE void flip_writes(Exchange& exchange, bool back) {
     exchange.own += tile, exchange.filled += tile;
 }
 
-// hand the inputs of a tile over; returns the sum of dt over own steps
-DEVICE float2 hand_over(const Exchange& exchange, const Inputs& in, float2 bias) {
-    float2 sum = make_float2(0.0f, 0.0f);
+DEVICE float2 load_channels(const float* from, const Place& at, int D) {
+    from += (long long)at.side * D + at.channel;
+    return make_float2(at.width > 0 ? from[0] : 0.0f, at.width > 1 ? from[1] : 0.0f);
+}
+
+// Tiles from memory to registers to shared memory, of the span of one direction.
+struct Feed {
+    Place at;
+    Cursor steps;  // of u, delta and out
+    Bounds bounds;
+    Rows rows;
+    Exchange exchange;
+    Inputs next;
+    float2 bias;
+    const Scalar *u, *delta;
+    int L;
+};
+
+// begins at time t
+DEVICE Feed feed_of(const Scalar* u, const Scalar* delta, const Scalar* B, const Scalar* C, const float* bias,
+                    long long b_l, long long c_l, int L, int D, Tile& tile, const Place& at, int t) {
+    Feed feed;
+    feed.at = at, feed.u = u, feed.delta = delta, feed.L = L;
+    feed.steps = cursor_of(at, t + at.sign * at.lane, D);
+    feed.bounds = {at.width ? (unsigned)L * D * (unsigned)sizeof(Scalar) : 0, at.width > 1};
+    feed.rows = rows_of(B, C, b_l, c_l, t, at.sign);
+    feed.exchange = exchange_of(tile, at);
+    feed.bias = load_channels(bias, at, D);
+    return feed;
+}
+
+DEVICE void load_next(Feed& feed, int ahead) {
+    const Pair none = pack(NOT_THERE, NOT_THERE);
+    load_steps(feed.next.u, feed.u, feed.steps, feed.steps, feed.bounds, ahead, Pair());
+    load_steps(feed.next.delta, feed.delta, feed.steps, feed.steps, feed.bounds, ahead, none);
+    load_rows(feed.next.rows, feed.rows, feed.at.sign, feed.L);
+}
+
+// what is on its way goes to the half that is written to
+DEVICE void hand_over(Feed& feed) {
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
-        float2 u = unpack(in.u[g]), delta = unpack(in.delta[g]);
-        float2 dt = make_float2(softplus(delta.x + bias.x), softplus(delta.y + bias.y));
-        sum.x += dt.x;
-        sum.y += dt.y;
-        exchange.own[LANES * g * PER_WARP] = make_float4(dt.x, dt.x * u.x, dt.y, dt.y * u.y);
+        float2 u = unpack(feed.next.u[g]), delta = unpack(feed.next.delta[g]);
+        float2 dt = make_float2(softplus(delta.x + feed.bias.x), softplus(delta.y + feed.bias.y));
+        feed.exchange.own[LANES * g * PER_WARP] = make_float4(dt.x, dt.x * u.x, dt.y, dt.y * u.y);
     }
 #pragma unroll
     for (int i = 0; i < LOADS; i++)
-        if (has_quad(i)) exchange.filled[i * SIDE] = unpack(in.rows[i]);
-    return sum;
+        if (has_quad(i)) feed.exchange.filled[i * SIDE] = unpack(feed.next.rows[i]);
 }
 
-// the threads of a direction have handed over, and are done with the tile before
-DEVICE void wait_for_side(int side) {
-#if WARPS == 1
-    __syncwarp();
-#else
-    if (side)  // two constants: of a number that it does not know the compiler reserves all 16
-        barrier(2, SIDE);
-    else
-        barrier(1, SIDE);
-#endif
+// after a tile: the next one is handed over and read from now on
+DEVICE void pass_on(Feed& feed, int tile) {
+    feed.steps.byte += GROUPS * feed.steps.group;
+    flip(feed.exchange, tile & 1);
+    hand_over(feed);
+    flip_writes(feed.exchange, !(tile & 1));
 }
 
-// one step of the recurrence; returns the sums over the own states
-DEVICE float2 advance(States& of, float4 step, const float* b, const float* c) {
-    float2 y = make_float2(0.0f, 0.0f);
-#pragma unroll
-    for (int i = 0; i < HELD; i++) {
-        of.h[0][i] = fmaf(exp2_fast(step.x * of.a[0][i]), of.h[0][i], step.y * b[i]);
-        of.h[1][i] = fmaf(exp2_fast(step.z * of.a[1][i]), of.h[1][i], step.w * b[i]);
-#if !ENDS
-        y.x = fmaf(of.h[0][i], c[i], y.x);
-        y.y = fmaf(of.h[1][i], c[i], y.y);
-#endif
-    }
-    return y;
+// the first tile, before which nobody reads
+DEVICE void start(Feed& feed) {
+    load_next(feed, 0);
+    hand_over(feed);
+    flip_writes(feed.exchange, false);
 }
 
 // the lane's part of a row in shared memory
@@ -247,47 +257,6 @@ DEVICE void read_held(float (&out)[HELD], const float* row) {
 #pragma unroll
     for (int i = 0; i < HELD; i++) out[i] = row[i];
 #endif
-}
-
-DEVICE float exchanged(float keep, float send, int lanes) { return keep + __shfl_xor_sync(ALL, send, lanes); }
-
-// sums over the lanes of a pair of the values of as many steps: lane j gets those of step j
-DEVICE float2 transposed_sums(float2 (&y)[LANES], int lane) {
-#pragma unroll
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        const int high = lane & half;
-#pragma unroll
-        for (int j = 0; j < half; j++) {
-            y[j].x = exchanged(select(high, y[j + half].x, y[j].x), select(high, y[j].x, y[j + half].x), half);
-            y[j].y = exchanged(select(high, y[j + half].y, y[j].y), select(high, y[j].y, y[j + half].y), half);
-        }
-    }
-    return y[0];
-}
-
-// the steps of group g: with ENDS nothing comes of them but the states
-DEVICE float2 advance_group(States& of, const Exchange& exchange, int g, int lane) {
-    float2 y[LANES];
-#pragma unroll
-    for (int j = 0; j < LANES; j++) {
-        float b[HELD], c[HELD];
-        const float* row = (const float*)exchange.rows + (LANES * g + j) * 2 * PADDED;
-        read_held(b, row);
-#if !ENDS
-        read_held(c, row + PADDED);
-#endif
-        y[j] = advance(of, exchange.steps[(LANES * g + j) * PER_WARP], b, c);
-    }
-#if ENDS
-    return y[0];
-#else
-    return transposed_sums(y, lane);
-#endif
-}
-
-DEVICE float2 gated(float2 y, Pair gate) {
-    float2 z = unpack(gate);
-    return make_float2(y.x * z.x * sigmoid(z.x), y.y * z.y * sigmoid(z.y));
 }
 
 // (PADDED, D) from the thread's first state and channel
@@ -313,145 +282,234 @@ DEVICE States first_states(const float* A, const float* carry, const Place& at, 
     return of;
 }
 
-DEVICE float2 load_channels(const float* from, const Place& at, int D) {
-    from += (long long)at.side * D + at.channel;
-    return make_float2(at.width > 0 ? from[0] : 0.0f, at.width > 1 ? from[1] : 0.0f);
+#if ENDS
+#define GONE -127.0f  // exponentials of 2 flush to zero here
+
+// whether nothing that lies further back than this sum of dt is left in the own states
+DEVICE bool forgotten(const States& of, float2 passed, const Place& at) {
+    bool all = true;
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        if (at.lane * HELD + i >= STATES) continue;
+        all = all && (at.width < 1 || of.a[0][i] * passed.x <= GONE);
+        all = all && (at.width < 2 || of.a[1][i] * passed.y <= GONE);
+    }
+    return all;
 }
 
-// the sum of dt over all steps: each of the lanes has that of its own; `more`: beside what is there
-DEVICE void store_sum(float* to, float2 sum, const Place& at, bool more) {
-    for (int lanes = 1; lanes < LANES; lanes *= 2) {
-        sum.x = exchanged(sum.x, sum.x, lanes);
-        sum.y = exchanged(sum.y, sum.y, lanes);
+// waits as wait_for_side, and votes
+DEVICE bool all_of_side(int side, bool yes) { return side ? barrier_all(2, SIDE, yes) : barrier_all(1, SIDE, yes); }
+
+// what a tile, later steps first, leaves at the end of the span; `passed`: the sum of dt from there to here
+DEVICE void add_tile(States& of, float2& passed, const Exchange& exchange) {
+#pragma unroll
+    for (int p = 0; p < STEPS; p++) {
+        float b[HELD];
+        read_held(b, (const float*)(exchange.rows + p * ROW));
+        const float4 step = exchange.steps[p * PER_WARP];
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            of.h[0][i] = fmaf(exp2_fast(passed.x * of.a[0][i]), step.y * b[i], of.h[0][i]);
+            of.h[1][i] = fmaf(exp2_fast(passed.y * of.a[1][i]), step.w * b[i], of.h[1][i]);
+        }
+        passed.x += step.x, passed.y += step.z;
     }
-    if (at.lane == 0 && at.width > 0) to[0] = (more ? to[0] : 0.0f) + sum.x;
-    if (at.lane == 0 && at.width > 1) to[1] = (more ? to[1] : 0.0f) + sum.y;
+}
+
+// carry (k, b, spans, PADDED, d): the states that zero states at the beginning of each span but the last of its
+// direction become; decay (k, b, spans, d): the sum of dt over the span, or as much as makes every decay zero
+extern "C" __global__ void __launch_bounds__(DIRECTIONS* SIDE, BLOCKS)
+ends_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const float* bias, float* carry,
+            float* decay, long long L, long long D, long long samples, long long span, long long spans, long long b_k,
+            long long b_b, long long b_l) {
+    __shared__ Tile halves[2];
+    const int d = (int)D, groups = (d + CHANNELS - 1) / CHANNELS, walked = (int)spans - 1;
+    const int index = blockIdx.x / groups % walked, b = blockIdx.x / groups / walked;
+    const Place at = place_of(blockIdx.x % groups, d);
+    const int last = (int)span * (index + 1) - 1;
+    const long long kb = at.side * samples + b, row = kb * spans + index;
+    const Scalar* rows = B + at.side * b_k + b * b_b;
+    Feed feed = feed_of(u + kb * L * D, delta + kb * L * D, rows, rows, bias, b_l, b_l, (int)L, d, halves[0], at,
+                        at.side ? (int)(span * spans) - 1 - last : last);
+    KEEP("+l", feed.u);
+    KEEP("+l", feed.delta);
+    KEEP("+r", feed.steps.group);
+    States of = first_states(A, carry, at, d, false);
+    float2 passed = make_float2(0.0f, 0.0f);
+    start(feed);
+    for (int tile = 0; !all_of_side(at.side, forgotten(of, passed, at)) && tile < span / STEPS; tile++) {
+        load_next(feed, 1);
+        add_tile(of, passed, feed.exchange);
+        pass_on(feed, tile);
+    }
+    store_states(carry + (row * PADDED + at.lane * HELD) * D + at.channel, of, d, at.width);
+    if (at.lane == 0 && at.width > 0) decay[row * D + at.channel] = passed.x;
+    if (at.lane == 0 && at.width > 1) decay[row * D + at.channel + 1] = passed.y;
+}
+KERNEL(ends_kernel)
+#else
+// What the kernel is called with.
+struct Problem {
+    const Scalar *u, *delta;
+    const float* A;
+    const Scalar *B, *C;
+    const float* skip;
+    const Scalar* z;
+    const float* bias;
+    Scalar* out;
+    float *carry, *states;
+    int L, D, samples, blocks, span, spans;
+    long long z_b, z_l, b_k, b_b, b_l, c_k, c_b, c_l;
+};
+
+// the threads of a direction have handed over, and are done with the tile before
+DEVICE void wait_for_side(int side) {
+#if WARPS == 1
+    __syncwarp();
+#else
+    if (side)  // two constants: of a number that it does not know the compiler reserves all 16
+        barrier(2, SIDE);
+    else
+        barrier(1, SIDE);
+#endif
+}
+
+// one step of the recurrence; returns the sums over the own states
+DEVICE float2 advance(States& of, float4 step, const float* b, const float* c) {
+    float2 y = make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        of.h[0][i] = fmaf(exp2_fast(step.x * of.a[0][i]), of.h[0][i], step.y * b[i]);
+        of.h[1][i] = fmaf(exp2_fast(step.z * of.a[1][i]), of.h[1][i], step.w * b[i]);
+        y.x = fmaf(of.h[0][i], c[i], y.x);
+        y.y = fmaf(of.h[1][i], c[i], y.y);
+    }
+    return y;
+}
+
+DEVICE float exchanged(float keep, float send, int lanes) { return keep + __shfl_xor_sync(ALL, send, lanes); }
+
+// sums over the lanes of a pair of the values of as many steps: lane j gets those of step j
+DEVICE float2 transposed_sums(float2 (&y)[LANES], int lane) {
+#pragma unroll
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        const int high = lane & half;
+#pragma unroll
+        for (int j = 0; j < half; j++) {
+            y[j].x = exchanged(select(high, y[j + half].x, y[j].x), select(high, y[j].x, y[j + half].x), half);
+            y[j].y = exchanged(select(high, y[j + half].y, y[j].y), select(high, y[j].y, y[j + half].y), half);
+        }
+    }
+    return y[0];
+}
+
+// the steps of group g
+DEVICE float2 advance_group(States& of, const Exchange& exchange, int g, int lane) {
+    float2 y[LANES];
+#pragma unroll
+    for (int j = 0; j < LANES; j++) {
+        float b[HELD], c[HELD];
+        const float4* row = exchange.rows + (LANES * g + j) * ROW;
+        read_held(b, (const float*)row);
+        read_held(c, (const float*)(row + QUARTER));
+        y[j] = advance(of, exchange.steps[(LANES * g + j) * PER_WARP], b, c);
+    }
+    return transposed_sums(y, lane);
+}
+
+DEVICE float2 gated(float2 y, Pair gate) {
+    float2 z = unpack(gate);
+    return make_float2(y.x * z.x * sigmoid(z.x), y.y * z.y * sigmoid(z.y));
 }
 
 struct Walk {
-    Place at;
-    Cursor steps, gates;  // of u, delta and out; of z
-    Bounds bounds;
-    Rows rows;
-    Exchange exchange;
+    Feed feed;
+    Cursor gates;  // of z
     States of;
-    Inputs next;
-    float2 skip, bias, sum, sum_ahead;  // of dt: up to this tile, and of the tile handed over
-    const Scalar *u, *delta, *z;
+    float2 skip;
+    const Scalar* z;
     Scalar* out;
     float* states;
-    int L, D, kept, end;  // kept: steps since the first whose state is kept; end: of those whose states are kept
+    int D, kept, end;  // kept: steps since the first whose state is kept; end: of those whose states are kept
 };
-
-DEVICE void load_next(Walk& walk, int ahead) {
-    const Pair none = pack(NOT_THERE, NOT_THERE);
-    load_steps(walk.next.u, walk.u, walk.steps, walk.steps, walk.bounds, ahead, Pair());
-    load_steps(walk.next.delta, walk.delta, walk.steps, walk.steps, walk.bounds, ahead, none);
-    load_rows(walk.next.rows, walk.rows, walk.at.sign, walk.L);
-}
 
 // one tile; `late`: the other direction has been here before
 template <bool late>
 DEVICE void walk_tile(Walk& walk, int tile) {
     Pair now[GROUPS], gate[GROUPS], partner[GROUPS];
 #pragma unroll
-    for (int g = 0; g < GROUPS; g++) now[g] = walk.next.u[g];
+    for (int g = 0; g < GROUPS; g++) now[g] = walk.feed.next.u[g];
 #if SAVE
     if (walk.kept > 0 && walk.kept < walk.end && walk.kept % KEPT == 0)
-        store_states(walk.states + (long long)(walk.kept / KEPT * PADDED) * walk.D, walk.of, walk.D, walk.at.width);
+        store_states(walk.states + (long long)(walk.kept / KEPT * PADDED) * walk.D, walk.of, walk.D, walk.feed.at.width);
     walk.kept += STEPS;
 #endif
-#if !ENDS
-    if (late) load_steps(gate, walk.z, walk.gates, walk.steps, walk.bounds, 0, Pair());
-    if (late && DIRECTIONS == 2) load_steps(partner, walk.out, walk.steps, walk.steps, walk.bounds, 0, Pair());
-#endif
-    walk.sum = make_float2(walk.sum.x + walk.sum_ahead.x, walk.sum.y + walk.sum_ahead.y);
-    load_next(walk, 1);
+    if (late) load_steps(gate, walk.z, walk.gates, walk.feed.steps, walk.feed.bounds, 0, Pair());
+    if (late && DIRECTIONS == 2) load_steps(partner, walk.out, walk.feed.steps, walk.feed.steps, walk.feed.bounds, 0, Pair());
+    load_next(walk.feed, 1);
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
-        float2 y = advance_group(walk.of, walk.exchange, g, walk.at.lane);
-#if !ENDS
+        float2 y = advance_group(walk.of, walk.feed.exchange, g, walk.feed.at.lane);
         float2 u = unpack(now[g]), other = late && DIRECTIONS == 2 ? unpack(partner[g]) : make_float2(0.0f, 0.0f);
         y = make_float2(fmaf(walk.skip.x, u.x, y.x) + other.x, fmaf(walk.skip.y, u.y, y.y) + other.y);
-        unsigned byte = walk.steps.byte + g * walk.steps.group;
-        store_pair(at_byte(walk.out, byte), late ? gated(y, gate[g]) : y, byte < walk.bounds.end, walk.bounds.second);
-#endif
+        unsigned byte = walk.feed.steps.byte + g * walk.feed.steps.group;
+        store_pair(at_byte(walk.out, byte), late ? gated(y, gate[g]) : y, byte < walk.feed.bounds.end, walk.feed.bounds.second);
     }
-    walk.steps.byte += GROUPS * walk.steps.group;
     walk.gates.byte += GROUPS * walk.gates.group;
-    flip(walk.exchange, tile & 1);
-    walk.sum_ahead = hand_over(walk.exchange, walk.next, walk.bias);
-    flip_writes(walk.exchange, !(tile & 1));
-    wait_for_side(walk.at.side);
+    pass_on(walk.feed, tile);
+    wait_for_side(walk.feed.at.side);
 }
 
 // Walk the tiles [begin, end) of a chain, counted as both directions walk them, each in its own order.
 DEVICE void walk_piece(const Problem& in, Tile* halves, int chain, int begin, int end) {
-    const int L = in.L, D = in.D, tiles = in.span / STEPS, walked = in.spans - ENDS;
-    const int groups = (D + CHANNELS - 1) / CHANNELS, y = chain / groups % walked, b = chain / groups / walked;
+    const int L = in.L, D = in.D, tiles = in.span / STEPS;
+    const int groups = (D + CHANNELS - 1) / CHANNELS, y = chain / groups % in.spans, b = chain / groups / in.spans;
     const Place at = place_of(chain % groups, D);
-    const int index = at.side && !ENDS ? in.spans - 1 - y : y;  // in the direction's order
+    const int index = at.side ? in.spans - 1 - y : y;  // in the direction's order
     const int first = in.span * index + begin * STEPS, t = at.side ? in.span * in.spans - 1 - first : first;
-    const int own = t + at.sign * at.lane;
     const long long kb = (long long)at.side * in.samples + b;
     float* carry = in.carry + ((kb * in.spans + index) * PADDED + at.lane * HELD) * D + at.channel;
     Walk walk;
-    walk.at = at;
-    walk.L = L, walk.D = D, walk.end = in.blocks * KEPT;
-    walk.u = in.u + kb * L * D, walk.delta = in.delta + kb * L * D;
+    walk.feed = feed_of(in.u + kb * L * D, in.delta + kb * L * D, in.B + at.side * in.b_k + b * in.b_b,
+                        in.C + at.side * in.c_k + b * in.c_b, in.bias, in.b_l, in.c_l, L, D, halves[0], at, t);
+    walk.D = D, walk.end = in.blocks * KEPT;
     walk.out = in.out + (long long)b * L * D, walk.z = in.z + b * in.z_b;
     walk.states = in.states + (kb * in.blocks * PADDED + at.lane * HELD) * D + at.channel;
     walk.kept = first + (at.side ? walk.end - in.span * in.spans : 0);
-    walk.bounds = {at.width ? (unsigned)L * D * (unsigned)sizeof(Scalar) : 0, at.width > 1};
-    walk.steps = cursor_of(at, own, D), walk.gates = cursor_of(at, own, (int)in.z_l);
-    walk.rows = rows_of(in.B + at.side * in.b_k + b * in.b_b, in.C + at.side * in.c_k + b * in.c_b, in.b_l, in.c_l, t,
-                        at.sign);
-    walk.exchange = exchange_of(halves[0], at);
+    walk.gates = cursor_of(at, t + at.sign * at.lane, (int)in.z_l);
     walk.of = first_states(in.A, carry, at, D, CARRY || begin > 0);
-#if ENDS
-    KEEP("+l", walk.u);
-    KEEP("+l", walk.delta);
-#else
     KEEP("+l", walk.out);
-#endif
-    KEEP("+r", walk.steps.group);
-    walk.skip = load_channels(in.skip, at, D), walk.bias = load_channels(in.bias, at, D);
-    walk.sum = make_float2(0.0f, 0.0f);
+    KEEP("+r", walk.feed.steps.group);
+    walk.skip = load_channels(in.skip, at, D);
 #if SAVE
     if (first == 0) store_states(walk.states, walk.of, D, at.width);
 #endif
-    load_next(walk, 0);
-    walk.sum_ahead = hand_over(walk.exchange, walk.next, walk.bias);
-    flip_writes(walk.exchange, false);
+    start(walk.feed);
     wait_for_side(at.side);
     // from here on the other direction has been before
-    const int meet = DIRECTIONS == 2 && !ENDS ? min(max(tiles / 2, begin), end) - begin : 0;
+    const int meet = DIRECTIONS == 2 ? min(max(tiles / 2, begin), end) - begin : 0;
     for (int tile = 0; tile < meet; tile++) walk_tile<false>(walk, tile);
-    if (DIRECTIONS == 2 && !ENDS) __syncthreads();
+    if (DIRECTIONS == 2) __syncthreads();
     for (int tile = meet; tile < end - begin; tile++) walk_tile<true>(walk, tile);
-    if (ENDS || end < tiles) store_states(carry, walk.of, D, at.width);
-#if ENDS
-    store_sum(in.decay + (kb * in.spans + index) * D + at.channel, walk.sum, at, begin > 0);
-#endif
+    if (end < tiles) store_states(carry, walk.of, D, at.width);
 }
 
-// carry (k, b, spans, PADDED, d): with ENDS the final states are written, with CARRY the first ones are read;
-// decay (k, b, spans, d): with ENDS, the sum of dt; states (k, b, blocks, PADDED, d): those before every KEPT of
+// carry (k, b, spans, PADDED, d): the states that spans begin with, read with CARRY, and where chains are cut; states (k, b, blocks, PADDED, d): those before every KEPT of
 // KEPT * blocks steps, at the end of which direction 0 has steps that are not there, direction 1 at the beginning;
 // share: tiles, of all chains, that a block of threads walks, at least a chain; flags: zeros, one a chain
 extern "C" __global__ void __launch_bounds__(DIRECTIONS* SIDE, BLOCKS)
 scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const Scalar* C, const float* skip,
-            const Scalar* z, const float* bias, Scalar* out, float* carry, float* decay, float* states,
-            unsigned* flags, long long share, long long L, long long D, long long samples, long long blocks,
+            const Scalar* z, const float* bias, Scalar* out, float* carry, float* states, unsigned* flags,
+            long long share, long long L, long long D, long long samples, long long blocks,
             long long span, long long spans, long long z_b, long long z_l, long long b_k, long long b_b, long long b_l,
             long long c_k, long long c_b, long long c_l) {
     __shared__ Tile halves[2];
-    const Problem in = {u,      delta,  A,           B,           C,         skip,       z,   bias, out, carry, decay,
+    const Problem in = {u,      delta,  A,           B,           C,         skip,       z,   bias, out, carry,
                         states, (int)L, (int)D,      (int)samples, (int)blocks, (int)span, (int)spans,
                         z_b,    z_l,    b_k,         b_b,         b_l,       c_k,        c_b, c_l};
     const int tiles = in.span / STEPS;
 #if CUT
-    const int all = (in.D + CHANNELS - 1) / CHANNELS * (in.spans - ENDS) * in.samples * tiles;
+    const int all = (in.D + CHANNELS - 1) / CHANNELS * in.spans * in.samples * tiles;
     // whoever waits has the higher index than whom it waits for, so that this one is running
     int from = (int)((gridDim.x - 1 - blockIdx.x) * share);
     const int until = min(from + (int)share, all);
@@ -472,3 +530,4 @@ scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* 
 #endif
 }
 KERNEL(scan_kernel)
+#endif

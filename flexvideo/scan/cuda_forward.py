@@ -11,18 +11,19 @@ from flexvideo.errors import BackendError
 from flexvideo.scan import nvrtc
 
 WARPS = 2  # of a block and direction
-STEPS = 8  # of a tile
+STEPS = 16  # of a tile
 BLOCKS = 5  # of 4 warps that a multiprocessor holds at a time
 BLOCK = 64  # steps between two states kept for the backward pass
 SHORTEST = 64  # steps of a span
 LEAST_GAIN = 5  # percent of counted time, for which chains are cut
-# What layouts are counted by, all estimates. What a multiprocessor with so many blocks of 4 warps reaches of
-# its full speed: as a queue before its pipes, of warps that wait 3 clocks of 5 where nobody is in their way.
-SPEED = (1.0, 0.4, 0.69, 0.87, 0.95, 0.99)
-EIGHT_LANES = 0.625  # of the time of a chain, which has half as many channels then
-ENDS_TIME = 0.8  # of the pass before the pass, in that of the pass
-PASSES = 20  # tiles of a multiprocessor that two more launches take, of 0.3 us each
-CUTTING = 10  # as many that flags and a second beginning take
+# What layouts are counted by. What a multiprocessor with so many blocks of 4 warps reaches of its full speed:
+# measured on an H100, where 3137 steps of 1 to 5 blocks took 475, 561, 679, 821 and 977 us.
+SPEED = (1.0, 0.41, 0.69, 0.855, 0.943, 0.99)
+# Steps that the pass before the pass takes of a span, in those of the pass: it looks back until nothing is left,
+# 127 steps where A is -1 to -16 and dt log 2, as a VideoMamba begins; weights that remember longer take more.
+ENDS_STEPS = 128
+PASSES = 100  # steps of a multiprocessor that two more launches take, of 62 ns each
+CUTTING = 50  # as many that flags and a second beginning take
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MOST_STATES = 64
 
@@ -47,72 +48,70 @@ class Launch:
     """How a forward pass is laid out on the device: a pure function of shape and device.
 
     Args:
-        lanes: that share a pair of channels; with 8, chains have 16 channels instead of 32.
         held: states of a channel a lane.
         span: steps of a chain.
         spans: chains that time is split into.
-        walk: who does what of the pass.
-        ends: who does what of the pass before it, which finds the states that spans but the first begin with.
+        walk: who does what of the pass. In the pass before it, which finds the states that spans but the first
+            begin with, each of them has a block of threads.
     """
 
-    lanes: int
     held: int
     span: int
     spans: int
     walk: Deal
-    ends: Deal
 
 
 @functools.cache
 def launch_for(b: int, l: int, d: int, n: int, multiprocessors: int) -> Launch:
     """The layout for a shape: that of the least counted time.
 
-    Where a block of threads for every 32 channels would leave most of the device idle, twice the lanes share
-    them, which takes more instructions, or time is split into spans, all of which but one then take each
-    exponential twice.
+    Where a block of threads for every 32 channels would leave most of the device idle, time is split into
+    spans: cheap where weights forget soon, and half as much again where they never do.
     """
-    layouts = []
-    for lanes in (4, 8) if n % 16 == 0 else (4,):
-        held, programs = -(-n // lanes), b * -(-d // channels(lanes))
-        room = blocks_resident(held) * multiprocessors
-        most = max(1, min(-(-room // max(1, programs)), l // SHORTEST))
-        layouts += [split(programs, l, lanes, held, spans, multiprocessors) for spans in range(1, most + 1)]
+    held, programs = -(-n // 4), b * groups(d)
+    device = blocks_resident(held), multiprocessors
+    most = max(1, min(-(-device[0] * multiprocessors // max(1, programs)), l // SHORTEST))
+    layouts = [split(programs, l, held, spans, *device) for spans in range(1, most + 1)]
     return min(layouts, key=lambda counted: counted[0])[1]
 
 
-def channels(lanes: int) -> int:
-    """Of a chain."""
-    return 64 // lanes * WARPS
+def groups(d: int) -> int:
+    """Chains that so many channels take."""
+    return -(-d // (16 * WARPS))
 
 
 def split(
-    programs: int, l: int, lanes: int, held: int, spans: int, multiprocessors: int
+    programs: int, l: int, held: int, spans: int, resident: int, multiprocessors: int
 ) -> tuple[float, Launch]:
-    """Counted time, in tiles of a multiprocessor at full speed, and layout with about this many spans."""
+    """Counted time, in steps of a multiprocessor at full speed, and layout with about this many spans."""
     span = -(-l // (spans * 2 * STEPS)) * 2 * STEPS  # the directions meet between two tiles
-    spans, device = -(-l // span), (blocks_resident(held), multiprocessors)
-    time, walk = deal(programs * spans, span // STEPS, *device)
-    before, ends = deal(programs * max(1, spans - 1), span // STEPS, *device)
+    spans = -(-l // span)
+    time, walk = deal(programs * spans, span, resident, multiprocessors)
     if spans > 1:
-        time += ENDS_TIME * before + PASSES
-    return time * (EIGHT_LANES if lanes == 8 else 1), Launch(lanes, held, span, spans, walk, ends)
+        time += whole(programs * (spans - 1), min(span, ENDS_STEPS), resident, multiprocessors) + PASSES
+    return time, Launch(held, span, spans, walk)
 
 
-def deal(chains: int, tiles: int, resident: int, multiprocessors: int) -> tuple[float, Deal]:
-    """Counted time, in tiles of a multiprocessor at full speed, and the layout that takes it.
+def deal(chains: int, span: int, resident: int, multiprocessors: int) -> tuple[float, Deal]:
+    """Counted time, in steps of a multiprocessor at full speed, and the layout that takes it.
 
     A block of threads for each chain leaves some multiprocessors with one more than others. In equal shares
     each has as many as the least busy one had, and a chain is cut where a share ends.
     """
-    waves, rest = divmod(chains, resident * multiprocessors)
-    fullest = -(-rest // multiprocessors)
-    whole = tiles * (waves * resident / SPEED[resident] + fullest / SPEED[fullest])
+    uncut, tiles = whole(chains, span, resident, multiprocessors), span // STEPS
     if fewest := min(resident, chains // multiprocessors):
         share = -(-chains * tiles // (fewest * multiprocessors))
-        time = share * fewest / SPEED[fewest] + CUTTING
-        if 100 * whole >= (100 + LEAST_GAIN) * time:
+        time = share * STEPS * fewest / SPEED[fewest] + CUTTING
+        if 100 * uncut >= (100 + LEAST_GAIN) * time:
             return time, Deal(-(-chains * tiles // share), share, fewest)
-    return whole, Deal(chains, tiles, resident)
+    return uncut, Deal(chains, tiles, resident)
+
+
+def whole(chains: int, steps: int, resident: int, multiprocessors: int) -> float:
+    """Counted time of so many steps of each chain, with a block of threads for each."""
+    waves, rest = divmod(chains, resident * multiprocessors)
+    fullest = -(-rest // multiprocessors)
+    return steps * (waves * resident / SPEED[resident] + fullest / SPEED[fullest])
 
 
 def kept(l: int, n: int) -> tuple[int, int]:
@@ -144,12 +143,10 @@ def scan_forward(
     carry = torch.empty(k, b, spans, padded, d, device=u.device)
     decay = torch.empty(k, b, spans, d, device=u.device)
     states = torch.empty(k, b, blocks if keep else 0, padded, d, device=u.device)
-    sizes = (l, d, b, blocks, launch.span, spans, *z.stride()[:2], *B.stride()[:3], *C.stride()[:3])
     variant = {
         "DTYPE": DTYPES[u.dtype],
         "DIRECTIONS": k,
         "STATES": n,
-        "LANES": launch.lanes,
         "HELD": launch.held,
         "STEPS": STEPS,
         "WARPS": WARPS,
@@ -157,20 +154,34 @@ def scan_forward(
         "PAIRS": int(aligned(2, u, delta, z)),
         "QUADS": int(n % 4 == 0 and aligned(4, B, C)),
     }
+    deal, threads = launch.walk, 32 * WARPS * k
 
-    def walk(deal: Deal, **kind: int) -> None:
-        chains = -(-d // channels(launch.lanes)) * (spans - kind["ENDS"]) * b
-        kind |= {"BLOCKS": deal.resident * 2 // k, "CUT": int(deal.share * STEPS > launch.span)}
-        flags = torch.zeros(chains * kind["CUT"], dtype=torch.int32, device=u.device)
-        tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, decay, states, flags)
-        threads, numbers = 32 * WARPS * k, (deal.share, *sizes)
-        grid = (deal.grid, 1, 1)
-        run("cuda_forward.cu", "scan_kernel", grid, threads, *tensors, *numbers, defines=variant | kind)
+    def start(kernel: str, blocks: int, *arguments: Tensor | int, **kind: int) -> None:
+        defines = variant | {"BLOCKS": deal.resident * 2 // k} | kind
+        run("cuda_forward.cu", kernel, (blocks, 1, 1), threads, *arguments, defines=defines)
 
     if spans > 1:
-        walk(launch.ends, SAVE=0, ENDS=1, CARRY=0)
+        sizes = (l, d, b, launch.span, spans, *B.stride()[:3])
+        start(
+            "ends_kernel",
+            groups(d) * (spans - 1) * b,
+            u,
+            delta,
+            A,
+            B,
+            delta_bias,
+            carry,
+            decay,
+            *sizes,
+            ENDS=1,
+        )
         chain(carry, decay, A, last=False, run=run)
-    walk(launch.walk, SAVE=int(keep), ENDS=0, CARRY=int(spans > 1))
+    cut = int(deal.share * STEPS > launch.span)
+    flags = torch.zeros(groups(d) * spans * b * cut, dtype=torch.int32, device=u.device)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, states, flags)
+    sizes = (l, d, b, blocks, launch.span, spans, *z.stride()[:2], *B.stride()[:3], *C.stride()[:3])
+    kind = {"ENDS": 0, "SAVE": int(keep), "CARRY": int(spans > 1), "CUT": cut}
+    start("scan_kernel", deal.grid, *tensors, deal.share, *sizes, **kind)
     return out, states
 
 
