@@ -111,12 +111,15 @@ class Place:
         return self.sets[key]
 
     def source(self, kind: Kind, split: str, most: int | None = None) -> TensorSource:
-        clips, key = self.clips(kind, split), (kind.name, split)
+        clips, held = self.clips(kind, split), self.hold(kind, split)
+        return TensorSource(held, clips.labels, clips.classes, name=kind.name, split=split, most=most)
+
+    def hold(self, kind: Kind, split: str) -> Tensor:
+        """The clips of a split on the device."""
+        key = kind.name, split
         if key not in self.held:
             self.held[key] = self.draw(kind, split).to(self.device)
-        return TensorSource(
-            self.held[key], clips.labels, clips.classes, name=kind.name, split=split, most=most
-        )
+        return self.held[key]
 
     def draw(self, kind: Kind, split: str) -> Tensor:
         """The clips of a split in a file, drawn where they are not there yet."""
@@ -164,7 +167,9 @@ def make_start(place: Place) -> bool:
 def run_arm(place: Place, kind: Kind, arm: Arm, seed: int) -> bool:
     """Train and measure an arm, or go on with it; whether it is done."""
     folder = place.work / f"{kind.name}-{seed}-{_slug(arm.name)}"
-    if not (folder / "model.safetensors").exists() and not _train(place, kind, arm, seed, folder):
+    # A training that was stopped has left a model too.
+    trained = _run_file(place, kind, arm, seed).exists() and (folder / "model.safetensors").exists()
+    if not trained and not _train(place, kind, arm, seed, folder):
         return False
     for row in arm.rows:
         if not all(_file(place, kind, row, arm, seed, task).exists() for task in TASKS):
@@ -204,8 +209,7 @@ def _train(place: Place, kind: Kind, arm: Arm, seed: int, folder: Path) -> bool:
         facts |= {"steps": found.steps, "seconds": found.seconds, "loss": found.loss, "clips": clips}
         lines = [line for line in read_log(folder) if "waiting_for_data" in line]
         facts["waiting_for_data"] = fmean(line["waiting_for_data"] for line in lines)
-        path = place.out / f"{kind.name}-{seed}-{_slug(arm.name)}-run.json"
-        write_atomically(path, (json.dumps(facts, indent=1) + "\n").encode())
+        write_atomically(_run_file(place, kind, arm, seed), (json.dumps(facts, indent=1) + "\n").encode())
         shutil.rmtree(folder / "checkpoints")
     return found.finished
 
@@ -256,7 +260,7 @@ def _measure(place: Place, kind: Kind, arm: Arm, row: str, seed: int, folder: Pa
     autocast = torch.autocast("cuda", torch.bfloat16) if place.device == "cuda" else nullcontext()
     sources = place.source(kind, "test", scale.queries), place.source(kind, "train", scale.gallery)
     with autocast:
-        queries, gallery = (extract(model, each, grid=grid, tokens=1 << 17) for each in sources)
+        queries, gallery = (extract(model, each, grid=grid, tokens=1 << 16) for each in sources)
     found = retrieval(queries, gallery, name=row), linear_probe(gallery, queries, name=row)
     for task, result in zip(TASKS, found, strict=True):
         save_result(result, _file(place, kind, row, arm, seed, task))
@@ -281,6 +285,10 @@ def measured(folder: Path, row: str, *, device: str) -> nn.Module:
 
 def _accuracy(result: Any, cell: Cell) -> str:
     return next(str(found.metrics["top1"]) for found in result.cells if found.cell == cell)
+
+
+def _run_file(place: Place, kind: Kind, arm: Arm, seed: int) -> Path:
+    return place.out / f"{kind.name}-{seed}-{_slug(arm.name)}-run.json"
 
 
 def _file(place: Place, kind: Kind, row: str, arm: Arm, seed: int, task: str) -> Path:

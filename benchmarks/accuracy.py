@@ -13,29 +13,26 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
-from _evidence_arms import Place, arms, finished, make_start, run_arm
-from _evidence_scale import FULL, TOY
+from _evidence_arms import Arm, Place, arms, finished, make_start, run_arm
+from _evidence_scale import FULL, TOY, Kind
 from _evidence_tables import draw_figures, print_tables
+from torch import Tensor
+
+_FOR_MODELS = 0.8  # of the memory of a GPU; clips and contexts have the rest
+
+
+Job = tuple[Kind, Arm, int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    scale, begun = TOY if options.toy else FULL, time.monotonic()
-    scale = scale if options.epochs is None else replace(scale, epochs=options.epochs)
-    place = Place(
-        scale=scale,
-        out=options.out,
-        work=options.work or options.out / "work",
-        mocap=options.mocap,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        left=lambda: 60 * options.minutes - (time.monotonic() - begun),
-        say=lambda text: print(f"{time.monotonic() - begun:6.0f} s  {text}", flush=True),
-    )
+    options, begun = _parser().parse_args(arguments), time.monotonic()
+    place = _place(options, begun)
     if options.table:
-        print_tables(place.out, scale)
+        print_tables(place.out, place.scale)
     if options.figures:
         draw_figures(place.out)
     if options.table or options.figures:
@@ -44,28 +41,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not make_start(place):
         place.say("the time is over; the start goes on with the next call")
         return 0
-    kinds = [scale.kind(name) for name in options.kinds]
+    kinds = [place.scale.kind(name) for name in options.kinds]
     for kind in kinds:
         for split in ("train", "test"):
-            place.draw(kind, split)  # before several processes want it
+            place.draw(kind, split)
     if options.prepare:
         return 0
-    queue = [
+    jobs = [
         (kind, arm, seed)
-        for later in (False, True)
+        for alike in zip(*(arms(place.scale, kind) for kind in kinds), strict=True)
         for seed in options.seeds
-        for kind in kinds
-        for arm in arms(scale, kind)
-        if arm.later == later and (not options.only or arm.name in options.only)
+        for kind, arm in zip(kinds, alike, strict=True)
+        if not options.only or arm.name in options.only
     ]
-    done = 0
-    for kind, arm, seed in queue:
-        if place.over() or not (finished(place, kind, arm, seed) or run_arm(place, kind, arm, seed)):
-            place.say("the time is over; what is missing is made by the next call")
+    jobs.sort(key=lambda job: job[1].later)
+    run = _one_by_one if options.side_by_side == 1 else _side_by_side
+    whole = run(options, begun, place, jobs)
+    done = sum(finished(place, *job) for job in jobs)
+    if done < len(jobs):
+        place.say("the time is over; what is missing is made by the next call")
+    place.say(f"{done} of {len(jobs)} trainings are done and measured")
+    return 0 if whole else 1
+
+
+def _place(options: argparse.Namespace, begun: float) -> Place:
+    scale = TOY if options.toy else FULL
+    return Place(
+        scale=scale if options.epochs is None else replace(scale, epochs=options.epochs),
+        out=options.out,
+        work=options.work or options.out / "work",
+        mocap=options.mocap,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        left=lambda: 60 * options.minutes - (time.monotonic() - begun),
+        say=lambda text: print(f"{time.monotonic() - begun:6.0f} s  {text}", flush=True),
+    )
+
+
+def _one_by_one(options: argparse.Namespace, begun: float, place: Place, jobs: Sequence[Job]) -> bool:
+    for job in jobs:
+        if place.over() or not (finished(place, *job) or run_arm(place, *job)):
             break
-        done += 1
-    place.say(f"{done} of {len(queue)} trainings are done and measured")
-    return 0
+    return True
+
+
+def _side_by_side(options: argparse.Namespace, begun: float, place: Place, jobs: Sequence[Job]) -> bool:
+    """So many processes, each of which takes the next training: a small one leaves most of a GPU idle.
+
+    They share the clips that a GPU holds, those of files anyhow; whether all of them came to their end.
+    """
+    if place.device == "cuda":
+        for kind in {job[0] for job in jobs}:
+            for split in ("train", "test"):
+                place.hold(kind, split)
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    for job in [*jobs, *[None] * options.side_by_side]:
+        queue.put(job)
+    processes = [
+        context.Process(target=_work, args=(options, begun, place.held, queue))
+        for _ in range(options.side_by_side)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return not any(process.exitcode for process in processes)
+
+
+def _work(
+    options: argparse.Namespace,
+    begun: float,
+    held: dict[tuple[str, str], Tensor],
+    queue: "SimpleQueue[Job | None]",
+) -> None:
+    """What one process does; of the GPU's memory it takes its part and no more."""
+    place = replace(_place(options, begun), held=held)
+    if place.device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(_FOR_MODELS / options.side_by_side)
+    for job in iter(queue.get, None):
+        if not (place.over() or finished(place, *job)):
+            run_arm(place, *job)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which to stop")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", default=["short", "long"], choices=["short", "long"])
+    parser.add_argument("--side-by-side", type=int, default=1, help="trainings at a time")
     parser.add_argument("--only", nargs="+", help="names of trainings")
     parser.add_argument("--epochs", type=int, help=f"of vanilla training (default: {FULL.epochs})")
     parser.add_argument("--prepare", action="store_true", help="make the start and draw the clips, no more")

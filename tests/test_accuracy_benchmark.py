@@ -151,6 +151,10 @@ def test_the_whole_run_in_parts(tmp_path, capsys):
     assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == kept
     again = {path.name for path, time in written.items() if path.stat().st_mtime_ns != time}
     assert again == {"short-0-flexivit-retrieval.json"}
+    (tmp_path / "short-0-temporal-probe.json").unlink()
+    out = _said(accuracy, [*words, "--side-by-side", "2"], capsys, minutes=5)
+    assert "11 of 11 trainings are done and measured" in out
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == kept
     assert accuracy.main([*words, "--table", "--figures"]) == 0
     shown = capsys.readouterr().out
     for row in module("_evidence_tables").ROWS:
