@@ -1,13 +1,20 @@
 // The selective scan forward, both directions in one launch.
 //
 // A thread holds HELD = N / LANES states of 2 adjacent channels (a pair): 4 lanes share a pair, a warp holds 16
-// channels of one direction; or 8 lanes and 8 channels, where that fills the device better. A block has WARPS warps a
-// direction: direction 0 walks up, direction 1 down, by negative strides; whichever comes second to a time adds what
-// the other left in `out`, and gates. Time goes in tiles of STEPS: while one tile is worked on, the next one's inputs
-// are on their way to registers, and are then handed over through shared memory: B and C as float32 (all channels of a
-// block need them), and dt and dt u, which each lane finds for its own pair and every LANES steps, so that softplus,
-// gate, loads and stores are spread over the lanes. Sums over the states go over the lanes transposed: of 4, 8 values
-// in, 2 out, in the lane that has the inputs of that step.
+// channels of one direction. A block has WARPS warps a direction: direction 0 walks up, direction 1 down, by negative
+// strides; whichever comes second to a time adds what the other left in `out`, and gates. Time goes in tiles of STEPS:
+// while one tile is worked on, the next one's inputs are on their way to registers, and are then handed over through
+// shared memory: B and C as float32 (all channels of a block need them), and dt and dt u, which each lane finds for its
+// own pair and every LANES steps, so that softplus, gate, loads and stores are spread over the lanes. Sums over the
+// states go over the lanes transposed: of 4, 8 values in, 2 out, in the lane that has the inputs of that step.
+//
+// Where channels are too few for the device, time is split into spans. A span leaves of a zero state the sum over its
+// steps of exp(A S) dt u B, S being the sum of dt after the step: no recurrence, so that ENDS adds it up from the end
+// of the span back to its beginning, and stops where exp(A S) has become zero in every state of the block's direction.
+// What is older would add exactly nothing. As a VideoMamba begins (dt about log 2, A from -1 to -16) that is after 128
+// steps, whatever the span; a single state of a block that remembers for ever takes it all the way, at 0.7 of the
+// walk's instructions. What is not looked at cannot show as NaN either: a NaN or infinity so far from the end of its
+// span that any number would be forgotten there fills the rest of the span, but not the spans after it.
 //
 // A chain is the walk of both directions over one span by the channels of a block. 576 of them on 132 multiprocessors
 // leave most of these with 4 and some with 5, for which all wait. So work is dealt out in equal shares of tiles, at
@@ -17,18 +24,18 @@
 // last that its block of threads works on, the first the first of its own, so that it is there by then; and blocks wait
 // only for those of a lower index, which have begun. States are handed over in float32: the same bits as uncut.
 //
-// Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16): 96 registers, so 5 blocks of 4 warps a
-// multiprocessor; none is spilled within a tile, and with CUT one between tiles. A warp's update takes 8.5 instructions
-// before the directions meet and 9.2 after it (4 of them are the recurrence and its exponential, 1 is y), 0.6 more if
-// states are kept, 0.1 more with CUT: 2.1 and 2.3 clocks of a multiprocessor, beside 2.1 and 2.4 of its exponentials,
-// and 2.3 of shared and global memory if a 128-bit load of a warp takes 4. With ENDS it is 6.2 instructions, so that
-// exponentials alone count. With 4 blocks a multiprocessor CUT costs nothing (126 registers). With 8 lanes it is 10.3
-// and 10.9 instructions (2.6 and 2.7 clocks, and 2.9 of memory): 1.25 times as many, where two passes take 1.4 or more.
+// Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16, tiles of 16): 96 registers, so 5 blocks of 4 warps
+// a multiprocessor; none is spilled within a tile, and with CUT two between tiles. A warp's update takes 8.3
+// instructions before the directions meet and 9.0 after it (4 of them are the recurrence and its exponential, 1 is y),
+// 0.4 more if states are kept: 2.1 and 2.3 clocks of a multiprocessor, beside 2.1 and 2.4 of its exponentials, and 2.3
+// of shared and global memory if a 128-bit load of a warp takes 4. With ENDS it is 6.4 instructions. With 4 blocks a
+// multiprocessor CUT costs nothing (128 registers). In tiles of 8 it is 0.2 more, and twice as many barriers. Float32,
+// whose pairs are two registers, spills 20 a tile.
 //
-// Macros: DTYPE, DIRECTIONS, STATES (N), LANES, HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between
+// Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between
 // two states kept for the backward pass), PAIRS and QUADS (rows are aligned: 2 channels, 4 states are one load),
-// SAVE (states are kept for the backward pass), ENDS (only what each span but the last of its direction does to a zero
-// state), CARRY (the state at a span's beginning is read), CUT (shares end within chains).
+// ENDS (only what each span but the last of its direction does to a zero state); without it SAVE (states are kept for
+// the backward pass), CARRY (the state at a span's beginning is read), CUT (shares end within chains).
 #include "cuda_common.cuh"
 
 #define LANES 4  // that share a pair
@@ -331,9 +338,6 @@ ends_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* 
     const Scalar* rows = B + at.side * b_k + b * b_b;
     Feed feed = feed_of(u + kb * L * D, delta + kb * L * D, rows, rows, bias, b_l, b_l, (int)L, d, halves[0], at,
                         at.side ? (int)(span * spans) - 1 - last : last);
-    KEEP("+l", feed.u);
-    KEEP("+l", feed.delta);
-    KEEP("+r", feed.steps.group);
     States of = first_states(A, carry, at, d, false);
     float2 passed = make_float2(0.0f, 0.0f);
     start(feed);
@@ -436,28 +440,29 @@ struct Walk {
 // one tile; `late`: the other direction has been here before
 template <bool late>
 DEVICE void walk_tile(Walk& walk, int tile) {
+    Feed& feed = walk.feed;
     Pair now[GROUPS], gate[GROUPS], partner[GROUPS];
 #pragma unroll
-    for (int g = 0; g < GROUPS; g++) now[g] = walk.feed.next.u[g];
+    for (int g = 0; g < GROUPS; g++) now[g] = feed.next.u[g];
 #if SAVE
     if (walk.kept > 0 && walk.kept < walk.end && walk.kept % KEPT == 0)
-        store_states(walk.states + (long long)(walk.kept / KEPT * PADDED) * walk.D, walk.of, walk.D, walk.feed.at.width);
+        store_states(walk.states + (long long)(walk.kept / KEPT * PADDED) * walk.D, walk.of, walk.D, feed.at.width);
     walk.kept += STEPS;
 #endif
-    if (late) load_steps(gate, walk.z, walk.gates, walk.feed.steps, walk.feed.bounds, 0, Pair());
-    if (late && DIRECTIONS == 2) load_steps(partner, walk.out, walk.feed.steps, walk.feed.steps, walk.feed.bounds, 0, Pair());
-    load_next(walk.feed, 1);
+    if (late) load_steps(gate, walk.z, walk.gates, feed.steps, feed.bounds, 0, Pair());
+    if (late && DIRECTIONS == 2) load_steps(partner, walk.out, feed.steps, feed.steps, feed.bounds, 0, Pair());
+    load_next(feed, 1);
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
-        float2 y = advance_group(walk.of, walk.feed.exchange, g, walk.feed.at.lane);
+        float2 y = advance_group(walk.of, feed.exchange, g, feed.at.lane);
         float2 u = unpack(now[g]), other = late && DIRECTIONS == 2 ? unpack(partner[g]) : make_float2(0.0f, 0.0f);
         y = make_float2(fmaf(walk.skip.x, u.x, y.x) + other.x, fmaf(walk.skip.y, u.y, y.y) + other.y);
-        unsigned byte = walk.feed.steps.byte + g * walk.feed.steps.group;
-        store_pair(at_byte(walk.out, byte), late ? gated(y, gate[g]) : y, byte < walk.feed.bounds.end, walk.feed.bounds.second);
+        unsigned byte = feed.steps.byte + g * feed.steps.group;
+        store_pair(at_byte(walk.out, byte), late ? gated(y, gate[g]) : y, byte < feed.bounds.end, feed.bounds.second);
     }
     walk.gates.byte += GROUPS * walk.gates.group;
-    pass_on(walk.feed, tile);
-    wait_for_side(walk.feed.at.side);
+    pass_on(feed, tile);
+    wait_for_side(feed.at.side);
 }
 
 // Walk the tiles [begin, end) of a chain, counted as both directions walk them, each in its own order.
@@ -479,7 +484,6 @@ DEVICE void walk_piece(const Problem& in, Tile* halves, int chain, int begin, in
     walk.gates = cursor_of(at, t + at.sign * at.lane, (int)in.z_l);
     walk.of = first_states(in.A, carry, at, D, CARRY || begin > 0);
     KEEP("+l", walk.out);
-    KEEP("+r", walk.feed.steps.group);
     walk.skip = load_channels(in.skip, at, D);
 #if SAVE
     if (first == 0) store_states(walk.states, walk.of, D, at.width);
@@ -494,19 +498,20 @@ DEVICE void walk_piece(const Problem& in, Tile* halves, int chain, int begin, in
     if (end < tiles) store_states(carry, walk.of, D, at.width);
 }
 
-// carry (k, b, spans, PADDED, d): the states that spans begin with, read with CARRY, and where chains are cut; states (k, b, blocks, PADDED, d): those before every KEPT of
-// KEPT * blocks steps, at the end of which direction 0 has steps that are not there, direction 1 at the beginning;
-// share: tiles, of all chains, that a block of threads walks, at least a chain; flags: zeros, one a chain
+// carry (k, b, spans, PADDED, d): the states that spans begin with, read with CARRY, or that cut chains go on from;
+// states (k, b, blocks, PADDED, d): those before every KEPT of KEPT * blocks steps, at the end of which direction 0 has
+// steps that are not there, direction 1 at the beginning; share: tiles, of all chains, that a block of threads walks,
+// at least a chain; flags: zeros, one a chain
 extern "C" __global__ void __launch_bounds__(DIRECTIONS* SIDE, BLOCKS)
 scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const Scalar* C, const float* skip,
             const Scalar* z, const float* bias, Scalar* out, float* carry, float* states, unsigned* flags,
-            long long share, long long L, long long D, long long samples, long long blocks,
-            long long span, long long spans, long long z_b, long long z_l, long long b_k, long long b_b, long long b_l,
-            long long c_k, long long c_b, long long c_l) {
+            long long share, long long L, long long D, long long samples, long long blocks, long long span,
+            long long spans, long long z_b, long long z_l, long long b_k, long long b_b, long long b_l, long long c_k,
+            long long c_b, long long c_l) {
     __shared__ Tile halves[2];
-    const Problem in = {u,      delta,  A,           B,           C,         skip,       z,   bias, out, carry,
-                        states, (int)L, (int)D,      (int)samples, (int)blocks, (int)span, (int)spans,
-                        z_b,    z_l,    b_k,         b_b,         b_l,       c_k,        c_b, c_l};
+    const Problem in = {u,   delta, A,      B,      C,      skip,         z,           bias,      out,        carry,
+                        states, (int)L, (int)D, (int)samples, (int)blocks, (int)span, (int)spans,
+                        z_b, z_l,   b_k,    b_b,    b_l,    c_k,          c_b,         c_l};
     const int tiles = in.span / STEPS;
 #if CUT
     const int all = (in.D + CHANNELS - 1) / CHANNELS * in.spans * in.samples * tiles;

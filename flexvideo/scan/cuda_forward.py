@@ -19,8 +19,8 @@ LEAST_GAIN = 5  # percent of counted time, for which chains are cut
 # What layouts are counted by. What a multiprocessor with so many blocks of 4 warps reaches of its full speed:
 # measured on an H100, where 3137 steps of 1 to 5 blocks took 475, 561, 679, 821 and 977 us.
 SPEED = (1.0, 0.41, 0.69, 0.855, 0.943, 0.99)
-# Steps that the pass before the pass takes of a span, in those of the pass: it looks back until nothing is left,
-# 127 steps where A is -1 to -16 and dt log 2, as a VideoMamba begins; weights that remember longer take more.
+# Steps that the pass before the pass takes of a span: it looks back until nothing is left, which is 127 where
+# A is -1 to -16 and dt log 2, as a VideoMamba begins. Weights that remember longer take up to the span.
 ENDS_STEPS = 128
 PASSES = 100  # steps of a multiprocessor that two more launches take, of 62 ns each
 CUTTING = 50  # as many that flags and a second beginning take
@@ -51,8 +51,8 @@ class Launch:
         held: states of a channel a lane.
         span: steps of a chain.
         spans: chains that time is split into.
-        walk: who does what of the pass. In the pass before it, which finds the states that spans but the first
-            begin with, each of them has a block of threads.
+        walk: who does what of the pass. In the pass before it, which finds the states that spans but the
+            first begin with, each of them has a block of threads.
     """
 
     held: int
@@ -133,16 +133,20 @@ def scan_forward(
     keep: bool = True,
     run: Callable[..., None] = nvrtc.run,
 ) -> tuple[Tensor, Tensor]:
-    """The gated scan, and with `keep` the states before every BLOCK steps (k, b, blocks, states, d)."""
+    """The gated scan, and with `keep` the states before every BLOCK steps (k, b, blocks, states, d).
+
+    A NaN in u, delta or B makes outputs NaN from its step to the end of its span; those of the spans after it
+    too, unless it is so long before the end of its span that nothing is left there of any number.
+    """
     (k, b, l, d), n = u.shape, A.shape[-1]
     check_sizes(u, z, n)
     u, delta, A, D, delta_bias = (x.contiguous() for x in (u, delta, A, D, delta_bias))
     B, C, z = (x if x.stride(-1) == 1 else x.contiguous() for x in (B, C, z))
-    spans, (blocks, padded) = launch.spans, kept(l, n)
+    spans, (rows, padded) = launch.spans, kept(l, n)
     out = torch.empty(b, l, d, dtype=u.dtype, device=u.device)
     carry = torch.empty(k, b, spans, padded, d, device=u.device)
     decay = torch.empty(k, b, spans, d, device=u.device)
-    states = torch.empty(k, b, blocks if keep else 0, padded, d, device=u.device)
+    states = torch.empty(k, b, rows if keep else 0, padded, d, device=u.device)
     variant = {
         "DTYPE": DTYPES[u.dtype],
         "DIRECTIONS": k,
@@ -161,25 +165,13 @@ def scan_forward(
         run("cuda_forward.cu", kernel, (blocks, 1, 1), threads, *arguments, defines=defines)
 
     if spans > 1:
-        sizes = (l, d, b, launch.span, spans, *B.stride()[:3])
-        start(
-            "ends_kernel",
-            groups(d) * (spans - 1) * b,
-            u,
-            delta,
-            A,
-            B,
-            delta_bias,
-            carry,
-            decay,
-            *sizes,
-            ENDS=1,
-        )
+        tensors, blocks = (u, delta, A, B, delta_bias, carry, decay), groups(d) * (spans - 1) * b
+        start("ends_kernel", blocks, *tensors, l, d, b, launch.span, spans, *B.stride()[:3], ENDS=1)
         chain(carry, decay, A, last=False, run=run)
     cut = int(deal.share * STEPS > launch.span)
     flags = torch.zeros(groups(d) * spans * b * cut, dtype=torch.int32, device=u.device)
     tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, states, flags)
-    sizes = (l, d, b, blocks, launch.span, spans, *z.stride()[:2], *B.stride()[:3], *C.stride()[:3])
+    sizes = (l, d, b, rows, launch.span, spans, *z.stride()[:2], *B.stride()[:3], *C.stride()[:3])
     kind = {"ENDS": 0, "SAVE": int(keep), "CARRY": int(spans > 1), "CUT": cut}
     start("scan_kernel", deal.grid, *tensors, deal.share, *sizes, **kind)
     return out, states
