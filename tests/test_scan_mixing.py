@@ -90,9 +90,9 @@ def test_agrees_with_the_reference(dtype, forward, backward, size):
 
 
 def test_runs_as_two_operators():
-    assert {"GeneratedBackwardFor_flexvideo_add_norm_defaultBackward"} <= nodes(fused()(clip()))
+    assert "AddNormBackward" in nodes(fused()(clip()))
     found = nodes(fused().forward_features(clip(), all_tokens=True))
-    assert "GeneratedBackwardFor_flexvideo_mixer_defaultBackward" in found
+    assert "MixerBackward" in found
     assert "BmmBackward0" not in found
 
 

@@ -27,6 +27,7 @@ from flexvideo.scan import (
 STATE, TAPS, EXPAND = 16, 4, 2
 LAYERS = ("conv1d", "x_proj", "dt_proj")  # that each direction has for itself
 BOTH = ("", "_b")  # ends of their names
+READ = (nn.Linear, nn.Conv1d)
 
 
 class BiMamba(nn.Module):
@@ -108,7 +109,8 @@ class BiMamba(nn.Module):
             return self._first(hidden)
         fused = self.fused(hidden)
         if fused is not None:
-            weights = [self.in_proj.weight, self.out_proj.weight, *chain.from_iterable(self._paired(BOTH))]
+            weights = [tensor(layer, "weight") for layer in (self.in_proj, self.out_proj)]
+            weights += chain.from_iterable(self._paired(BOTH))
             return fused.mixer(hidden.to(products_dtype(hidden)), weights, source)
         x, z = self.in_proj(hidden).chunk(2, dim=-1)  # (B, L, E) each
         return self.out_proj(self._scanned(x, z, BOTH))
@@ -156,24 +158,32 @@ class BiMamba(nn.Module):
 
     def _paired(self, ends: tuple[str, ...]) -> list[list[Tensor]]:
         """The weights between the projections, of the directions with these ends of names."""
-        # as attributes, not parameters: parametrizations, pruning and functional calls put tensors there
         convs, rows, steps = ([self._read(name + end) for end in ends] for name in LAYERS)
-        pairs = [[conv.weight for conv in convs], [conv.bias for conv in convs], [row.weight for row in rows]]
-        pairs += [[step.weight for step in steps], [step.bias for step in steps]]
-        return pairs + [[getattr(self, name.format(end)) for end in ends] for name in ("A{}_log", "D{}")]
+        pairs = [(convs, "weight"), (convs, "bias"), (rows, "weight"), (steps, "weight"), (steps, "bias")]
+        found = [[tensor(layer, name) for layer in layers] for layers, name in pairs]
+        return found + [[tensor(self, name.format(end)) for end in ends] for name in ("A{}_log", "D{}")]
 
     def _read(self, name: str) -> Any:
         """A layer of which the weights are taken, and which is never called."""
-        layer = getattr(self, name)
+        layer: Any = self._modules[name]
         # pruning and the old weight_norm make the weight anew in a hook; hooks that look on do no harm
-        stale = layer._forward_pre_hooks and "weight" not in layer._parameters
-        if stale or "forward" in vars(layer) or not isinstance(layer, nn.Linear | nn.Conv1d):
-            raise UnsupportedModelError(
-                f"{type(self).__name__} takes the weight of its {name} and never calls it, so that what this "
-                f"{type(layer).__name__} does to its input, output or weight would have no effect: adapt "
-                "in_proj or out_proj, use torch.nn.utils.parametrize, or merge the change into the weight."
-            )
-        return layer
+        own = isinstance(layer, READ) and "forward" not in layer.__dict__
+        if own and ("weight" in layer._parameters or not layer._forward_pre_hooks):
+            return layer
+        raise UnsupportedModelError(
+            f"{type(self).__name__} takes the weight of its {name} and never calls it, so that what this "
+            f"{type(layer).__name__} does to its input, output or weight would have no effect: adapt "
+            "in_proj or out_proj, use torch.nn.utils.parametrize, or merge the change into the weight."
+        )
+
+
+def tensor(module: nn.Module, name: str) -> Tensor:
+    """An attribute, which is a parameter but for parametrizations, pruning and functional calls.
+
+    torch finds parameters as the last thing it tries, in Python, and a block has sixteen.
+    """
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found
 
 
 def bare(layer: nn.Module, kind: type[nn.Module]) -> bool:

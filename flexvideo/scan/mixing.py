@@ -9,11 +9,13 @@ keeps nothing. Its 16 weights are gathered, stacked by direction, on every call,
 Shapes: B batch, L tokens, D width, E inner width, N state, R rank of the step size, K = 2 directions.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -21,10 +23,12 @@ from torch.utils.flop_counter import register_flop_formula
 from flexvideo.scan.norm import forward as add_norm_forward
 from flexvideo.scan.ops import (
     Kernels,
+    Run,
     check_kept,
     conv_flops,
     gradient_wanted,
     kernels_of,
+    recorded_by,
     refuse_second_derivatives,
     scan_flops,
 )
@@ -92,8 +96,7 @@ def fused(backend: str) -> Fused:
     return Fused(add_norm, mixer)
 
 
-@dataclass(frozen=True)
-class _Weights:
+class _Weights(NamedTuple):
     """The weights as the products take them; pairs stacked by direction."""
 
     in_proj: Tensor
@@ -108,19 +111,20 @@ class _Weights:
 
 
 def _gathered(weights: list[Tensor], dtype: torch.dtype, kernels: Kernels) -> _Weights:
-    wide = accumulation_dtype(weights[0].new_empty(0, dtype=dtype))
-    filters, biases, x_projs, dt_projs, *rest = (weights[i : i + 2] for i in range(2, COUNT, 2))
-    dt_biases, A_logs, Ds = rest
-    rank = dt_projs[0].shape[1]
-    pad = _padding(rank)
-    stacks = [Stack(x_projs, dtype, (0, rank, pad)), Stack(dt_projs, dtype, (1, rank, pad))]
-    stacks += [Stack(pair, wide) for pair in (filters, biases, dt_biases, Ds)]
-    stacks.append(Stack(A_logs, wide, decay=True))
-    both = weights[:2]
-    stacks += [Stack([weight], dtype) for weight in both if weight.dtype != dtype]
-    x_proj, dt_proj, conv, conv_bias, dt_bias, D, A, *cast = (kernels.gather or stacked)(stacks)
-    in_proj, out_proj = (weight if weight.dtype == dtype else cast.pop(0)[0] for weight in both)
-    return _Weights(in_proj, out_proj, conv.squeeze(2), conv_bias, x_proj, dt_proj, dt_bias, A, D)
+    cast = [weight for weight in weights[:2] if weight.dtype != dtype]
+    stacks = _stacks(len(cast), weights[8].shape[1], dtype)
+    made = (kernels.gather or stacked)([*cast, *weights[2:]], stacks)
+    in_proj, out_proj = (weight if weight.dtype == dtype else made.pop(0)[0] for weight in weights[:2])
+    conv, *rest = made
+    return _Weights(in_proj, out_proj, conv.squeeze(2), *rest)
+
+
+@functools.cache
+def _stacks(cast: int, rank: int, dtype: torch.dtype) -> tuple[Stack, ...]:
+    wide, pad = accumulation_dtype(torch.empty(0, dtype=dtype)), _padding(rank)
+    projections = Stack(2, dtype, (0, rank, pad)), Stack(2, dtype, (1, rank, pad))
+    kept = Stack(2, wide)
+    return (*[Stack(1, dtype)] * cast, kept, kept, *projections, kept, Stack(2, wide, decay=True), kept)
 
 
 def _padding(rank: int) -> int:
@@ -131,8 +135,8 @@ def _padding(rank: int) -> int:
 def _split(rows: Tensor, weights: _Weights, tokens: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Step sizes of low rank (K, B L, R), and B and C (K, B, L, N)."""
     rank, n = weights.dt_proj.shape[-1], weights.A.shape[-1]
-    low, B, C = rows.split((rank, n, n), dim=-1)
-    return low, B.unflatten(1, tokens), C.unflatten(1, tokens)
+    low, B, C = rows.split_with_sizes((rank, n, n), dim=-1)
+    return low, B.view(2, *tokens, n), C.view(2, *tokens, n)
 
 
 @torch.library.impl("flexvideo::mixer", "default")
@@ -146,15 +150,15 @@ def _mixer(
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     kernels, tokens = kernels_of(backend), hidden.shape[:2]
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch._C._DisableAutocast():
         w = _gathered(weights, hidden.dtype, kernels)
-        x, z = (hidden @ w.in_proj.T).chunk(2, dim=-1)  # (B, L, E) each
+        x, z = F.linear(hidden, w.in_proj).chunk(2, dim=-1)  # (B, L, E) each
         u = kernels.conv(x, w.conv, w.conv_bias)
         rows = torch.bmm(u.flatten(1, 2), w.x_proj.mT)
         low, B, C = _split(rows, w, tokens)
-        delta = torch.bmm(low, w.dt_proj.mT).unflatten(1, tokens)
+        delta = torch.bmm(low, w.dt_proj.mT).view(u.shape)
         y, saved = kernels.scan(u, delta, w.A, B, C, w.D, z, w.dt_bias, keep=keep)
-        return y @ w.out_proj.T, [rows, *saved] if keep else []
+        return F.linear(y, w.out_proj), [rows, *saved] if keep else []
 
 
 @torch.library.impl("flexvideo::mixer_backward", "default")
@@ -168,19 +172,19 @@ def _mixer_backward(
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     kernels, (rows, *states), tokens, dtype = kernels_of(backend), saved, grad.shape[:2], grad.dtype
-    with torch.autocast(grad.device.type, enabled=False):
+    with torch._C._DisableAutocast():
         w = _gathered(weights, dtype, kernels)
         hidden = kept
         if scale is not None:
             _, hidden = (kernels.add_norm or add_norm_forward)(kept, None, scale, eps, dtype)
-        x, z = (hidden @ w.in_proj.T).chunk(2, dim=-1)
+        x, z = F.linear(hidden, w.in_proj).chunk(2, dim=-1)
         u = kernels.conv(x, w.conv, w.conv_bias)
         low, B, C = _split(rows, w, tokens)
-        delta = torch.bmm(low, w.dt_proj.mT).unflatten(1, tokens)
+        delta = torch.bmm(low, w.dt_proj.mT).view(u.shape)
         d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias, y = kernels.scan_backward(
             grad @ w.out_proj, u, delta, w.A, B, C, w.D, z, w.dt_bias, states, remake=True
         )
-        d_out_proj = grad.flatten(0, 1).T @ y.to(dtype).flatten(0, 1)
+        d_out_proj = grad.flatten(0, 1).mT @ y.to(dtype).flatten(0, 1)
         del delta, y  # what is not needed any more makes room: this is where a training step needs most
         d_delta = d_delta.to(dtype).flatten(1, 2)
         d_low, d_dt_proj = torch.bmm(d_delta, w.dt_proj), torch.bmm(d_delta.mT, low)
@@ -191,13 +195,13 @@ def _mixer_backward(
         if pad := _padding(rank := weights[8].shape[1]):
             d_x_proj = torch.cat((d_x_proj[:, :rank], d_x_proj[:, rank + pad :]), dim=1)
             d_dt_proj = d_dt_proj[..., :rank]
-        d_x, d_conv, d_conv_bias = kernels.conv_backward(d_u.unflatten(1, tokens), x, w.conv, w.conv_bias)
+        d_x, d_conv, d_conv_bias = kernels.conv_backward(d_u.view(u.shape), x, w.conv, w.conv_bias)
         del d_u
         # half by half, for to put the halves together takes longer than the second product
         halves = [d.to(dtype).flatten(0, 1) for d in (d_x, d_z)]
         into, gate = w.in_proj.chunk(2)
         d_hidden = torch.addmm(halves[0] @ into, halves[1], gate).view(grad.shape)
-        d_in_proj = torch.cat([half.T @ hidden.flatten(0, 1) for half in halves])
+        d_in_proj = torch.cat([half.mT @ hidden.flatten(0, 1) for half in halves])
         pairs = [d_conv.unsqueeze(2), d_conv_bias, d_x_proj, d_dt_proj, d_bias, d_A * w.A, d_D]
         kinds = [weight.dtype for weight in (*weights[:2], *weights[2::2])]
         gradients = zip((d_in_proj, d_out_proj, *pairs), kinds, strict=True)
@@ -231,26 +235,58 @@ def _fake_backward(
     return grad.new_empty(grad.shape), [*(weight.new_empty(weight.shape) for weight in weights[:2]), *pairs]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    hidden, total, scale, weights, ctx.eps, ctx.keep, ctx.backend = inputs
-    made = (hidden,) if scale is None else (total, scale)
-    ctx.made = len(made)
-    ctx.save_for_backward(*made, *weights, *output[1])
+class Mixer(torch.autograd.Function):
+    """What autograd records of a mixer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Run,
+        hidden: Tensor,
+        total: Tensor | None,
+        scale: Tensor | None,
+        eps: float,
+        keep: bool,
+        backend: str,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """The output and what is kept."""
+        out, saved = run(hidden, total, scale, weights, eps, keep, backend)
+        ctx.eps, ctx.keep, ctx.backend = eps, keep, backend
+        made = (hidden,) if scale is None else (total, scale)
+        ctx.made = len(made)
+        ctx.save_for_backward(*made, *weights, *saved)
+        ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)  # what is kept would get zeros
+        return out, *saved
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and the weights."""
+        check_kept(ctx.keep)
+        kept, *rest = ctx.saved_tensors
+        scale, rest = (None, rest) if ctx.made == 1 else (rest[0], rest[1:])
+        backward = torch.ops.flexvideo.mixer_backward
+        d_hidden, (d_in, d_out, *pairs) = backward(
+            grad_outputs[0], kept, scale, rest[:COUNT], rest[COUNT:], ctx.eps, ctx.backend
+        )
+        d_weights = (d for pair in pairs for d in pair.unbind())
+        return None, d_hidden, None, None, None, None, None, d_in, d_out, *d_weights
 
 
-def _gradients(ctx: Any, grad: Tensor, _: list[Tensor | None]) -> tuple[Any, ...]:
-    check_kept(ctx.keep)
-    kept, *rest = ctx.saved_tensors
-    scale, rest = (None, rest) if ctx.made == 1 else (rest[0], rest[1:])
-    backward = torch.ops.flexvideo.mixer_backward
-    d_hidden, (d_in, d_out, *pairs) = backward(
-        grad, kept, scale, rest[:COUNT], rest[COUNT:], ctx.eps, ctx.backend
-    )
-    d_weights = [d_in, d_out, *(d for pair in pairs for d in pair.unbind())]
-    return d_hidden, None, None, d_weights, None, None, None
+def _record(
+    run: Run,
+    hidden: Tensor,
+    total: Tensor | None,
+    scale: Tensor | None,
+    weights: Sequence[Tensor],
+    *rest: Any,
+) -> tuple[Tensor, list[Tensor]]:
+    out, *saved = Mixer.apply(run, hidden, total, scale, *rest, *weights)
+    return out, saved
 
 
-torch.library.register_autograd("flexvideo::mixer", _gradients, setup_context=_keep)
+recorded_by("mixer", _record)
 refuse_second_derivatives("mixer_backward")
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flexvideo.scan.ops import kernels_of, refuse_second_derivatives
+from flexvideo.scan.ops import Run, kernels_of, recorded_by, refuse_second_derivatives
 from flexvideo.scan.reference import accumulation_dtype
 
 for _name, _schema in {
@@ -51,7 +51,7 @@ def backward(
 def _add_norm(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch._C._DisableAutocast():
         function = kernels_of(backend).add_norm or forward
         total, normed = function(hidden, residual, weight, eps, dtype)
     return total.clone() if total is hidden else total, normed  # an operator's outputs are its own
@@ -67,7 +67,7 @@ def _add_norm_backward(
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.autocast(total.device.type, enabled=False):
+    with torch._C._DisableAutocast():
         function = kernels_of(backend).add_norm_backward or backward
         d_total, d_hidden, d_weight = function(grad_total, grad, total, weight, eps, dtype)
     return d_total, d_hidden, d_weight.to(weight.dtype)
@@ -89,19 +89,27 @@ def _fake_backward(
     return total.new_empty(total.shape), total.new_empty(shape, dtype=dtype), weight.new_empty(weight.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    hidden, residual, weight, ctx.eps, _, ctx.backend = inputs
-    ctx.dtype, ctx.first = hidden.dtype, residual is None
-    ctx.save_for_backward(output[0], weight)
+class AddNorm(torch.autograd.Function):
+    """What autograd records of the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """The sum, and it normalised."""
+        hidden, residual, weight, ctx.eps, _, ctx.backend = inputs
+        ctx.dtype, ctx.first = hidden.dtype, residual is None
+        total, normed = run(*inputs)
+        ctx.save_for_backward(total, weight)
+        return total, normed
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of what was added, the residual and the weight."""
+        function = torch.ops.flexvideo.add_norm_backward
+        total, weight = ctx.saved_tensors
+        d_total, d_hidden, d_weight = function(*grad_outputs, total, weight, ctx.eps, ctx.dtype, ctx.backend)
+        added = d_total if ctx.dtype == d_total.dtype else d_hidden
+        return None, added, None if ctx.first else d_total, d_weight, None, None, None
 
 
-def _gradients(ctx: Any, grad_total: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
-    function = torch.ops.flexvideo.add_norm_backward
-    total, weight = ctx.saved_tensors
-    d_total, d_hidden, d_weight = function(grad_total, grad, total, weight, ctx.eps, ctx.dtype, ctx.backend)
-    added = d_total if ctx.dtype == d_total.dtype else d_hidden
-    return added, None if ctx.first else d_total, d_weight, None, None, None
-
-
-torch.library.register_autograd("flexvideo::add_norm", _gradients, setup_context=_keep)
+recorded_by("add_norm", AddNorm.apply)
 refuse_second_derivatives("add_norm_backward")

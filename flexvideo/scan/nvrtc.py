@@ -9,8 +9,9 @@ import functools
 import hashlib
 import importlib.util
 import os
+import struct
+import threading
 import warnings
-from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,22 @@ HEADER = "cuda_common.cuh"
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 Defines = tuple[tuple[str, int], ...]
 _LEFT = ctypes.byref(ctypes.c_void_p())  # where the driver says which context was left
+MOST_WORDS = 512  # 4 KiB, as much as a kernel takes
+
+
+class _Places(threading.local):
+    """Where a thread puts what it gives to a kernel, which the driver copies before a launch returns.
+
+    A model starts hundreds of kernels, and to make new places for each takes longer than to start it.
+    """
+
+    def __init__(self) -> None:
+        self.words = (ctypes.c_longlong * MOST_WORDS)()
+        at = ctypes.addressof(self.words)
+        self.pointers = (ctypes.c_longlong * MOST_WORDS)(*range(at, at + 8 * MOST_WORDS, 8))
+
+
+_places = _Places()
 
 
 def run(
@@ -59,19 +76,15 @@ def run(
     assert isinstance(first, Tensor)
     if 0 in grid:
         return  # an empty batch: the driver refuses to do nothing
-    device = first.device.index
-    function, context = _loaded(source, kernel, tuple(defines.items()), device, shared)
-    # arrays, since a model starts hundreds of kernels and ctypes' own take several times as long to make
-    words = array("q", [x if isinstance(x, int) else x.data_ptr() for x in arguments])
-    at, count = words.buffer_info()
-    pointers = array("q", range(at, at + 8 * count, 8))
+    device = first.get_device()
+    function, context = _loaded(source, kernel, tuple(defines), tuple(defines.values()), device, shared)
+    words = [x if isinstance(x, int) else x.data_ptr() for x in arguments]
+    struct.pack_into(f"{len(words)}q", _places.words, 0, *words)
     stream = torch._C._cuda_getCurrentRawStream(device)  # as Triton does; the public way makes an object
     driver = _driver()
     # a thread of the backward pass may have no context yet
     _check(driver.cuCtxPushCurrent_v2(context), "enter the context")
-    started = driver.cuLaunchKernel(
-        function, *grid, threads, 1, 1, shared, stream, pointers.buffer_info()[0], None
-    )
+    started = driver.cuLaunchKernel(function, *grid, threads, 1, 1, shared, stream, _places.pointers, None)
     driver.cuCtxPopCurrent_v2(_LEFT)
     _check(started, f"start {kernel}")
 
@@ -155,10 +168,11 @@ def _log(compiler: ctypes.CDLL, program: ctypes.c_void_p) -> str:
 
 @functools.cache
 def _loaded(
-    source: str, kernel: str, defines: Defines, device: int, shared: int
+    source: str, kernel: str, names: tuple[str, ...], values: tuple[int, ...], device: int, shared: int
 ) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
     """The kernel as the driver knows it, and the context in which it is."""
     major, minor = torch.cuda.get_device_capability(device)
+    defines = tuple(zip(names, values, strict=True))  # apart, they are found sooner
     cubin = compiled(source, defines, f"sm_{major}{minor}")
     driver, context = _driver(), _context(device)
     module, function = ctypes.c_void_p(), ctypes.c_void_p()

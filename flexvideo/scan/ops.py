@@ -5,6 +5,7 @@ from `operators`. Everything that torch must know besides (gradients, fake tenso
 FLOP counts) is here once. The backend travels as a string argument of the operator.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Kernels:
     conv_backward: Callable[..., Sequence[Tensor]]
     add_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
     add_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
-    gather: Callable[[Sequence[Stack]], list[Tensor]] | None = None
+    gather: Callable[[Sequence[Tensor], tuple[Stack, ...]], list[Tensor]] | None = None
 
 
 def operators(backend: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
@@ -168,16 +169,49 @@ def _fake_conv_backward(
     return _empty(x, weight, bias)
 
 
-def _keep_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    *tensors, ctx.keep, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, *output[1])
+Run = Callable[..., Any]  # an operator without autograd
+_LIBRARY = torch.library.Library("flexvideo", "FRAGMENT")
 
 
-def _scan_gradients(ctx: Any, grad: Tensor, _: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    check_kept(ctx.keep)
-    tensors = ctx.saved_tensors
-    backward = torch.ops.flexvideo.selective_scan_backward
-    return *backward(grad, *tensors[:8], list(tensors[8:]), ctx.backend), None, None
+def recorded_by(name: str, record: Callable[..., Any]) -> None:
+    """Have `record`, given an operator without autograd and its arguments, run it where a gradient is wanted.
+
+    What `torch.library.register_autograd` makes of lists takes longer than the kernels of a small block.
+    """
+    operator = getattr(torch.ops.flexvideo, name).default
+
+    def run(keys: torch.DispatchKeySet, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+
+    def autograd(keys: torch.DispatchKeySet, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return record(functools.partial(run, keys), *arguments)
+        return run(keys, *arguments)
+
+    _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+
+
+class SelectiveScan(torch.autograd.Function):
+    """What autograd records of the scan."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, *inputs: Any) -> tuple[Tensor, ...]:
+        """The output and what is kept."""
+        out, saved = run(*inputs)
+        *tensors, ctx.keep, ctx.backend = inputs
+        ctx.save_for_backward(*tensors, *saved)
+        ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)  # what is kept would get zeros
+        return out, *saved
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        """Gradients of the eight tensors."""
+        check_kept(ctx.keep)
+        tensors = ctx.saved_tensors
+        backward = torch.ops.flexvideo.selective_scan_backward
+        return None, *backward(grad_outputs[0], *tensors[:8], list(tensors[8:]), ctx.backend), None, None
 
 
 def check_kept(keep: bool) -> None:
@@ -189,13 +223,21 @@ def check_kept(keep: bool) -> None:
         )
 
 
-def _keep_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+class CausalConv(torch.autograd.Function):
+    """What autograd records of the convolution."""
 
+    @staticmethod
+    def forward(ctx: Any, run: Run, *inputs: Any) -> Tensor:
+        """The output."""
+        *tensors, ctx.backend = inputs
+        ctx.save_for_backward(*tensors)
+        return run(*inputs)
 
-def _conv_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *torch.ops.flexvideo.causal_conv_backward(grad, *ctx.saved_tensors, ctx.backend), None
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the three tensors."""
+        backward = torch.ops.flexvideo.causal_conv_backward
+        return None, *backward(*grad_outputs, *ctx.saved_tensors, ctx.backend), None
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
@@ -214,8 +256,13 @@ def refuse_second_derivatives(name: str) -> None:
     torch.library.register_autograd(f"flexvideo::{name}", _no_second_derivative, setup_context=_keep_name)
 
 
-torch.library.register_autograd("flexvideo::selective_scan", _scan_gradients, setup_context=_keep_scan)
-torch.library.register_autograd("flexvideo::causal_conv", _conv_gradients, setup_context=_keep_conv)
+def _record_scan(run: Run, *inputs: Any) -> tuple[Tensor, list[Tensor]]:
+    out, *saved = SelectiveScan.apply(run, *inputs)
+    return out, saved
+
+
+recorded_by("selective_scan", _record_scan)
+recorded_by("causal_conv", CausalConv.apply)
 refuse_second_derivatives("selective_scan_backward")
 refuse_second_derivatives("causal_conv_backward")
 

@@ -1,6 +1,7 @@
 """Weights of both directions as kernels take them: stacked, cast and padded, in as few launches as may be."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -8,35 +9,39 @@ from torch import Tensor
 
 
 class Stack(NamedTuple):
-    """Weights of one shape that become one tensor, stacked along a first dimension.
+    """What the next weights of a list, all of one shape, become: one tensor, stacked along a first dimension.
 
     Args:
-        weights: one a direction.
+        number: how many weights.
         dtype: of the result.
         gap: dimension of a weight, where along it zeros are put in, and how many.
         decay: take -exp of them.
     """
 
-    weights: Sequence[Tensor]
+    number: int
     dtype: torch.dtype
     gap: tuple[int, int, int] = (0, 0, 0)
     decay: bool = False
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the result."""
-        sizes, (dim, _, zeros) = list(self.weights[0].shape), self.gap
+    def shape(self, weight: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the result, for weights of this one."""
+        sizes, (dim, _, zeros) = list(weight), self.gap
         sizes[dim] += zeros
-        return len(self.weights), *sizes
+        return self.number, *sizes
 
 
-def stacked(stacks: Sequence[Stack]) -> list[Tensor]:
+def firsts(stacks: Sequence[Stack]) -> list[int]:
+    """Where in the list the weights of each result begin."""
+    return [0, *accumulate(stack.number for stack in stacks[:-1])]
+
+
+def stacked(weights: Sequence[Tensor], stacks: Sequence[Stack]) -> list[Tensor]:
     """Make the tensors, all of them by one copy for each pair of dtypes, old and new."""
     outs = [
-        weights[0].new_empty((len(weights), *weights[0].shape), dtype=dtype) for weights, dtype, *_ in stacks
+        weights[first].new_empty((stack.number, *weights[first].shape), dtype=stack.dtype)
+        for first, stack in zip(firsts(stacks), stacks, strict=True)
     ]
     copies = [part for out in outs for part in out.unbind()]
-    weights = [weight for stack in stacks for weight in stack.weights]
     kinds = [(new.dtype, old.dtype) for new, old in zip(copies, weights, strict=True)]
     for kind in dict.fromkeys(kinds):
         of_kind = [i for i, other in enumerate(kinds) if other == kind]
