@@ -327,11 +327,11 @@ def variants():
     walk = {"ENDS": 0, "SAVE": 1, "CARRY": 0, "CUT": 0}
     for dtype in (0, 1, 2):
         for kind in ({}, {"SAVE": 0}, {"CARRY": 1}, {"BLOCKS": 4, "CUT": 1}):
-            yield {"DTYPE": dtype, **common, **walk, **kind}
+            yield {"DTYPE": dtype, **common, **walk, **kind, "TENSOR": int(dtype == 2)}
         yield {"DTYPE": dtype, **common, "ENDS": 1}
-    yield {"DTYPE": 2, **common, **walk, "PAIRS": 0, "QUADS": 0}
-    yield {"DTYPE": 2, **common, **walk, "DIRECTIONS": 1, "BLOCKS": 10}
-    yield {"DTYPE": 0, **common, **walk, "STATES": 64, "HELD": 16, "BLOCKS": 2}
+    yield {"DTYPE": 2, **common, **walk, "TENSOR": 1, "PAIRS": 0, "QUADS": 0}
+    yield {"DTYPE": 2, **common, **walk, "TENSOR": 1, "DIRECTIONS": 1, "BLOCKS": 10}
+    yield {"DTYPE": 0, **common, **walk, "TENSOR": 0, "STATES": 64, "HELD": 16, "BLOCKS": 2}
     yield {"DTYPE": 0, **common, "STATES": 64, "HELD": 16, "BLOCKS": 2, "ENDS": 1}
 
 

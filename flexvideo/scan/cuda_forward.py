@@ -15,6 +15,7 @@ STEPS = 16  # of a tile
 BLOCKS = 5  # of 4 warps that a multiprocessor holds at a time
 BLOCK = 64  # steps between two states kept for the backward pass
 SHORTEST = 64  # steps of a span
+TENSOR = 1  # sums over the states are tensor cores', in bfloat16
 LEAST_GAIN = 5  # percent of counted time, for which chains are cut
 # What layouts are counted by. What a multiprocessor with so many blocks of 4 warps reaches of its full speed:
 # measured on an H100, where 3137 steps of 1 to 5 blocks took 475, 561, 679, 821 and 977 us.
@@ -155,6 +156,7 @@ def scan_forward(
         "STEPS": STEPS,
         "WARPS": WARPS,
         "KEPT": BLOCK,
+        "TENSOR": int(TENSOR and u.dtype == torch.bfloat16 and launch.held % 2 == 0),
         "PAIRS": int(aligned(2, u, delta, z)),
         "QUADS": int(n % 4 == 0 and aligned(4, B, C)),
     }
