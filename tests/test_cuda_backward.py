@@ -120,6 +120,58 @@ def test_shares_and_spans_agree(sizes):
     agrees((2, 2, 300, 36, 16), torch.float32, **sizes)
 
 
+def short_memory(d, n, *, k=2, l=300):
+    """Inputs of which nothing is left after 16 steps."""
+    inputs = scan_inputs(k, 2, l, d, n, device="cpu")
+    inputs[1], inputs[2] = inputs[1].abs() + 1, inputs[2].abs() * -0.1 - 9
+    return inputs
+
+
+@emulated
+@pytest.mark.parametrize("slow", [0.0, 1e-3], ids=str)
+@pytest.mark.parametrize("k", [1, 2])
+def test_looking_on_no_further_than_needed_gives_the_same_bits(slow, k):
+    inputs = short_memory(6, 5, k=k)
+    results = run_backward(inputs, layout(2, 300, 6, spans=2))
+    inputs[2] = inputs[2].clone()
+    inputs[2][:, 5, 4] = slow  # the last state of the last channel keeps its block looking
+    further = run_backward(inputs, layout(2, 300, 6, spans=2))
+    for i in (0, 1, 6, 8):
+        assert torch.equal(results[i][..., :5], further[i][..., :5]), i
+    for i, expected in enumerate(truth(inputs)):
+        assert error(further[i], expected) < 2e-6, i  # states that grow lose as much in one span
+
+
+@emulated
+@pytest.mark.parametrize(("d", "n"), [(3, 5), (17, 16)])
+def test_what_is_forgotten_is_not_looked_at(d, n):
+    # states and channels that are not there keep nobody looking; NaN of the gate shows who looked
+    inputs = short_memory(d, n)
+    inputs[6] = inputs[6].clone()
+    inputs[6][0, 280] = float("nan")  # in direction 0, of the second span
+    launch = layout(2, 300, d, spans=2)  # of 192 steps
+    du = run_backward(inputs, launch)[0][0, 0]
+    assert du[192:281].isnan().all()
+    assert not du[:192].isnan().any()
+    inputs[2] = inputs[2].clone()
+    inputs[2][0, -1, -1] = 0.0
+    du = run_backward(inputs, launch)[0][0, 0]
+    assert du[:281, -1].isnan().all()
+
+
+@emulated
+@pytest.mark.parametrize("shape", [(2, 1, 301, 17, 16), (1, 1, 193, 3, 5)])
+def test_memory_of_every_length(shape):
+    inputs = scan_inputs(*shape, device="cpu")
+    generator = torch.Generator().manual_seed(1)
+    inputs[2] = -(10 ** (torch.rand(inputs[2].shape, generator=generator) * 10 - 8))
+    expected = truth(inputs)
+    for spans in (1, 2, 4):
+        results = run_backward(inputs, layout(*shape[1:4], spans=spans))
+        for i, (result, exact) in enumerate(zip(results, expected, strict=True)):
+            assert error(result, exact) < 2e-6, i
+
+
 @emulated
 @pytest.mark.slow
 def test_put_aside_in_global_memory():

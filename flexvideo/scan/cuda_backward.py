@@ -55,7 +55,8 @@ def backward_launch_for(
     """The layout for a shape, where a block of threads may have `shared` bytes.
 
     Chains are dealt out in equal shares where there is one for every block of threads that fits the device.
-    Where there are fewer, time is split into spans, if that gains more than the quarter which it costs.
+    Where there are fewer, time is split into spans, if that gains more than the quarter which it costs where
+    weights never forget.
     """
     groups = -(-d // WARP_CHANNELS)
     fitting = [w for w in range(1, MOST_WARPS // k + 1) if shared_bytes(k, n, w, aside=True) <= shared]
@@ -122,25 +123,24 @@ def scan_backward(
     dbias, dbc = torch.empty_like(dskip), torch.empty(parts, k, b, rows, 2, padded, **wide)
     warps = launch.grid * k * launch.warps if launch.far else 0
     far = torch.empty(warps, TILES, WARP_CHANNELS, padded, **wide)
-    flags = torch.zeros(2, b * parts * spans, device=u.device, dtype=torch.int32)
+    flags = torch.zeros(b * parts * spans, device=u.device, dtype=torch.int32)
     tensors = (grad, u, delta, A, B, C, D, z, delta_bias, states, carry, decay, du, ddelta, dz, out)
     tensors += (da, dbc, dskip, dbias, far)
     strides = (*B.stride()[:3], *C.stride()[:3], *z.stride()[:2])
-    shape = (l, d, b, rows, launch.span, spans, launch.share)
+    shape = (l, d, b, rows, launch.span, spans)
     even = aligned(2, grad, u, delta, z)
     variant = macros(u.dtype, k, n, states.shape[3], launch, even=even, remake=remake)
 
-    def walk(defines: dict[str, int]) -> None:
+    def walk(grid: int, share: int, defines: dict[str, int]) -> None:
         aside = not (launch.far or defines["ENDS"])
         shared = shared_bytes(k, n, launch.warps, aside=aside)
-        sizes = (launch.grid, 1, 1), k * launch.warps * 32
-        numbers = (flags[defines["ENDS"]], *shape, *strides)
-        run(SOURCE, "scan_backward", *sizes, *tensors, *numbers, defines=defines, shared=shared)
+        sizes, numbers = ((grid, 1, 1), k * launch.warps * 32), (*shape, share, *strides)
+        run(SOURCE, "scan_backward", *sizes, *tensors, flags, *numbers, defines=defines, shared=shared)
 
     if spans > 1:
-        walk(variant | {"ENDS": 1, "CARRY": 0})
+        walk(parts * (spans - 1) * b, launch.span // BLOCK, variant | {"ENDS": 1, "CARRY": 0})
         chain(carry, decay, A, last=True, run=run)
-    walk(variant)
+    walk(launch.grid, launch.share, variant)
     dB, dC = B.new_empty(k, b, l, n), C.new_empty(k, b, l, n)
     grid = (-(-l * 2 * padded // 256), b, k)
     run(SOURCE, "add_sums", grid, 256, dbc, dB, dC, l, rows, parts, defines=variant)
