@@ -281,6 +281,15 @@ def counts_of(function: Callable[[], object]) -> list[int]:
     return kept.counts
 
 
+def test_results_are_the_same_whoever_looks_on():
+    model, x = fused(drop_path_rate=0.0), clip().repeat(2, 1, 1, 1, 1)
+    expected = results(model, x)
+    with Kept() as kept:
+        found = results(model, x)
+    assert kept.counts
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_nothing_is_kept_where_no_gradient_is_wanted():
     model = fused()
     assert counts_of(lambda: model(clip())) == [2, 2, 1, 1]  # the last block runs its directions apart

@@ -111,7 +111,8 @@ class BiMamba(nn.Module):
         if fused is not None:
             weights = [tensor(layer, "weight") for layer in (self.in_proj, self.out_proj)]
             weights += chain.from_iterable(self._paired(BOTH))
-            return fused.mixer(hidden.to(products_dtype(hidden)), weights, source)
+            dtype = products_dtype(hidden)
+            return fused.mixer(hidden if hidden.dtype == dtype else hidden.to(dtype), weights, source)
         x, z = self.in_proj(hidden).chunk(2, dim=-1)  # (B, L, E) each
         return self.out_proj(self._scanned(x, z, BOTH))
 
@@ -120,7 +121,8 @@ class BiMamba(nn.Module):
         return fused_operators(hidden, backend=self.scan_backend) if self._bare() else None
 
     def _bare(self) -> bool:
-        return all(bare(layer, nn.Linear) and layer.bias is None for layer in (self.in_proj, self.out_proj))
+        into, out = self.in_proj, self.out_proj
+        return bare(into, nn.Linear) and bare(out, nn.Linear) and into.bias is None and out.bias is None
 
     def _first(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b 1 d"]:
         """The first token: one step of the forward direction, and the last of the backward one."""

@@ -151,10 +151,10 @@ class Block(nn.Module):
         if fused is None:
             total = added.to(accumulation_dtype(added)) if residual is None else residual + added
             return total, norm(total), None
-        eps, dtype = cast(float, norm.eps), products_dtype(norm.weight)
-        total, normed = fused.add_norm(added, residual, norm.weight, eps, dtype)
+        weight, eps = norm.weight, cast(float, norm.eps)
+        total, normed = fused.add_norm(added, residual, weight, eps, products_dtype(weight))
         # a hook may change what the mixer gets, which is then not what the norm gave
-        return total, normed, Normed(total, norm.weight, eps) if bare(mixer, type(mixer)) else None
+        return total, normed, Normed(total, weight, eps) if bare(mixer, type(mixer)) else None
 
 
 def _own(mixer: nn.Module) -> bool:

@@ -79,9 +79,11 @@ def alike(
     Raises:
         BackendError: a dtype that the kernels do not have.
     """
-    dtype = functools.reduce(torch.promote_types, (x.dtype for x in (u, delta, B, C, z)))
-    number_of(dtype)  # refuses others
-    u, delta, B, C, z = (x.to(dtype) for x in (u, delta, B, C, z))
+    along = u, delta, B, C, z
+    if len(dtypes := {x.dtype for x in along}) > 1:
+        dtype = functools.reduce(torch.promote_types, dtypes)
+        u, delta, B, C, z = (x.to(dtype) for x in along)
+    number_of(u.dtype)  # refuses others
     return u, delta, A.float(), B, C, D.float(), z, delta_bias.float()
 
 

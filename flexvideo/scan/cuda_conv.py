@@ -28,7 +28,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, *, run: Callable[..., 
     # the first row of direction 1 is done at the end of its window
     grid = (blocks, -(-(l + (k - 1) * (taps - 1)) // rows), b)
     tensors = (x, _filters(weight), bias.float().contiguous(), out)
-    defines = _variant(x, k, taps, rows) | {"QUADS": int(quads)}
+    defines = _variant(x, k, taps, rows, pairs=quads or aligned(2, x)) | {"QUADS": int(quads)}
     run(SOURCE, "conv_forward", grid, threads, *tensors, l, d, x.stride(0), x.stride(1), defines=defines)
     return out
 
@@ -45,7 +45,7 @@ def conv_backward(
     dbias = torch.empty(b * chunks, k, d, dtype=torch.float32, device=x.device)
     grid = (-(-d // (2 * THREADS)), chunks, b)
     tensors = (grad, x, _filters(weight), bias.float().contiguous(), dx, dweight, dbias)
-    defines = _variant(x, k, taps, LONG) | {"PAIRS": int(aligned(2, x, grad)), "QUADS": 0}
+    defines = _variant(x, k, taps, LONG, pairs=aligned(2, x, grad)) | {"QUADS": 0}
     run(SOURCE, "conv_backward", grid, THREADS, *tensors, l, d, x.stride(0), x.stride(1), defines=defines)
     return dx, dweight.sum(0).transpose(1, 2), dbias.sum(0)
 
@@ -56,6 +56,6 @@ def _filters(weight: Tensor) -> Tensor:
     return weight if weight.data_ptr() % 16 == 0 else weight.clone()
 
 
-def _variant(x: Tensor, k: int, taps: int, rows: int) -> dict[str, int]:
+def _variant(x: Tensor, k: int, taps: int, rows: int, *, pairs: bool) -> dict[str, int]:
     sizes = {"DIRECTIONS": k, "TAPS": taps, "ROWS": rows, "LOADS": LOADS}
-    return {"DTYPE": number_of(x.dtype), **sizes, "PAIRS": int(aligned(2, x))}
+    return {"DTYPE": number_of(x.dtype), **sizes, "PAIRS": int(pairs)}

@@ -84,7 +84,8 @@ def norm_backward(
 
 def _variant(tensors: tuple[Tensor, ...], hidden: torch.dtype, out: torch.dtype) -> dict[str, int]:
     """Macros; of the two dtypes at most one is narrow, or both are the same."""
-    pairs = all(x.shape[-1] % 2 == 0 and x.data_ptr() % (2 * x.element_size()) == 0 for x in tensors)
+    even = tensors[0].shape[-1] % 2 == 0
+    pairs = even and not any(x.data_ptr() % (2 * x.element_size()) for x in tensors)
     wide = {"WIDE_HIDDEN": int(hidden == torch.float32), "WIDE_OUT": int(out == torch.float32)}
     return {"DTYPE": number_of(out if hidden == torch.float32 else hidden), "PAIRS": int(pairs), **wide}
 

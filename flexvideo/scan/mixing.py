@@ -20,16 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from flexvideo.scan.entry import Run, entry
+from flexvideo.scan.norm import add_norm as add_norm_operator
 from flexvideo.scan.norm import forward as add_norm_forward
 from flexvideo.scan.ops import (
     Kernels,
-    Run,
     check_kept,
     conv_flops,
     gradient_wanted,
     kernels_of,
-    recorded_by,
-    refuse_second_derivatives,
     scan_flops,
 )
 from flexvideo.scan.reference import accumulation_dtype
@@ -86,12 +85,12 @@ def fused(backend: str) -> Fused:
     def add_norm(
         hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        return torch.ops.flexvideo.add_norm(hidden, residual, weight, eps, dtype, backend)
+        return add_norm_operator(hidden, residual, weight, eps, dtype, backend)
 
     def mixer(hidden: Tensor, weights: Sequence[Tensor], source: Normed | None) -> Tensor:
         total, scale, eps = (None, None, 0.0) if source is None else source
         keep = gradient_wanted(hidden, total, scale, *weights)
-        return torch.ops.flexvideo.mixer(hidden, total, scale, list(weights), eps, keep, backend)[0]
+        return _operator(hidden, total, scale, list(weights), eps, keep, backend)[0]
 
     return Fused(add_norm, mixer)
 
@@ -139,7 +138,6 @@ def _split(rows: Tensor, weights: _Weights, tokens: Sequence[int]) -> tuple[Tens
     return low, B.view(2, *tokens, n), C.view(2, *tokens, n)
 
 
-@torch.library.impl("flexvideo::mixer", "default")
 def _mixer(
     hidden: Tensor,
     total: Tensor | None,
@@ -161,7 +159,6 @@ def _mixer(
         return F.linear(y, w.out_proj), [rows, *saved] if keep else []
 
 
-@torch.library.impl("flexvideo::mixer_backward", "default")
 def _mixer_backward(
     grad: Tensor,
     kept: Tensor,
@@ -184,13 +181,13 @@ def _mixer_backward(
         d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias, y = kernels.scan_backward(
             grad @ w.out_proj, u, delta, w.A, B, C, w.D, z, w.dt_bias, states, remake=True
         )
-        d_out_proj = grad.flatten(0, 1).mT @ y.to(dtype).flatten(0, 1)
+        d_out_proj = grad.flatten(0, 1).mT @ _cast(y, dtype).flatten(0, 1)
         del delta, y  # what is not needed any more makes room: this is where a training step needs most
-        d_delta = d_delta.to(dtype).flatten(1, 2)
+        d_delta = _cast(d_delta, dtype).flatten(1, 2)
         d_low, d_dt_proj = torch.bmm(d_delta, w.dt_proj), torch.bmm(d_delta.mT, low)
         del d_delta
-        d_rows = torch.cat((d_low, *(d.to(dtype).flatten(1, 2) for d in (d_B, d_C))), dim=-1)
-        d_u = d_u.to(dtype).flatten(1, 2).baddbmm_(d_rows, w.x_proj)
+        d_rows = torch.cat((d_low, *(_cast(d, dtype).flatten(1, 2) for d in (d_B, d_C))), dim=-1)
+        d_u = _cast(d_u, dtype).flatten(1, 2).baddbmm_(d_rows, w.x_proj)
         d_x_proj = torch.bmm(d_rows.mT, u.flatten(1, 2))
         if pad := _padding(rank := weights[8].shape[1]):
             d_x_proj = torch.cat((d_x_proj[:, :rank], d_x_proj[:, rank + pad :]), dim=1)
@@ -198,14 +195,19 @@ def _mixer_backward(
         d_x, d_conv, d_conv_bias = kernels.conv_backward(d_u.view(u.shape), x, w.conv, w.conv_bias)
         del d_u
         # half by half, for to put the halves together takes longer than the second product
-        halves = [d.to(dtype).flatten(0, 1) for d in (d_x, d_z)]
+        halves = [_cast(d, dtype).flatten(0, 1) for d in (d_x, d_z)]
         into, gate = w.in_proj.chunk(2)
         d_hidden = torch.addmm(halves[0] @ into, halves[1], gate).view(grad.shape)
         d_in_proj = torch.cat([half.mT @ hidden.flatten(0, 1) for half in halves])
         pairs = [d_conv.unsqueeze(2), d_conv_bias, d_x_proj, d_dt_proj, d_bias, d_A * w.A, d_D]
         kinds = [weight.dtype for weight in (*weights[:2], *weights[2::2])]
         gradients = zip((d_in_proj, d_out_proj, *pairs), kinds, strict=True)
-        return d_hidden, [d.to(kind).contiguous() for d, kind in gradients]
+        return d_hidden, [_cast(d, kind).contiguous() for d, kind in gradients]
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `to`, which takes ten times as long to find out that there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 @torch.library.register_fake("flexvideo::mixer")
@@ -251,7 +253,7 @@ class Mixer(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         """The output and what is kept."""
-        out, saved = run(hidden, total, scale, weights, eps, keep, backend)
+        out, saved = run(hidden, total, scale, list(weights), eps, keep, backend)
         ctx.eps, ctx.keep, ctx.backend = eps, keep, backend
         made = (hidden,) if scale is None else (total, scale)
         ctx.made = len(made)
@@ -266,10 +268,8 @@ class Mixer(torch.autograd.Function):
         check_kept(ctx.keep)
         kept, *rest = ctx.saved_tensors
         scale, rest = (None, rest) if ctx.made == 1 else (rest[0], rest[1:])
-        backward = torch.ops.flexvideo.mixer_backward
-        d_hidden, (d_in, d_out, *pairs) = backward(
-            grad_outputs[0], kept, scale, rest[:COUNT], rest[COUNT:], ctx.eps, ctx.backend
-        )
+        arguments = (kept, scale, rest[:COUNT], rest[COUNT:], ctx.eps, ctx.backend)
+        d_hidden, (d_in, d_out, *pairs) = _backward_operator(grad_outputs[0], *arguments)
         d_weights = (d for pair in pairs for d in pair.unbind())
         return None, d_hidden, None, None, None, None, None, d_in, d_out, *d_weights
 
@@ -286,8 +286,8 @@ def _record(
     return out, saved
 
 
-recorded_by("mixer", _record)
-refuse_second_derivatives("mixer_backward")
+_operator = entry("mixer", _mixer, _record)
+_backward_operator = entry("mixer_backward", _mixer_backward)
 
 
 @register_flop_formula(torch.ops.flexvideo.mixer)

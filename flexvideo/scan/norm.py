@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flexvideo.scan.ops import Run, kernels_of, recorded_by, refuse_second_derivatives
+from flexvideo.scan.entry import Run, entry
+from flexvideo.scan.ops import kernels_of
 from flexvideo.scan.reference import accumulation_dtype
 
 for _name, _schema in {
@@ -47,7 +48,6 @@ def backward(
     return d_total, d_hidden, (grad * unit).flatten(0, -2).sum(0)
 
 
-@torch.library.impl("flexvideo::add_norm", "default")
 def _add_norm(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,6 @@ def _add_norm(
     return total.clone() if total is hidden else total, normed  # an operator's outputs are its own
 
 
-@torch.library.impl("flexvideo::add_norm_backward", "default")
 def _add_norm_backward(
     grad_total: Tensor,
     grad: Tensor,
@@ -111,5 +110,5 @@ class AddNorm(torch.autograd.Function):
         return None, added, None if ctx.first else d_total, d_weight, None, None, None
 
 
-recorded_by("add_norm", AddNorm.apply)
-refuse_second_derivatives("add_norm_backward")
+add_norm = entry("add_norm", _add_norm, AddNorm.apply)
+_backward_operator = entry("add_norm_backward", _add_norm_backward)

@@ -5,7 +5,6 @@ from `operators`. Everything that torch must know besides (gradients, fake tenso
 FLOP counts) is here once. The backend travels as a string argument of the operator.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from flexvideo.errors import BackendError
+from flexvideo.scan.entry import Run, entry
 from flexvideo.scan.registry import load
 from flexvideo.scan.stacking import Stack
 
@@ -64,10 +64,10 @@ def operators(backend: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor
         delta_bias: Tensor,
     ) -> Tensor:
         inputs = (u, delta, A, B, C, D, z, delta_bias)
-        return torch.ops.flexvideo.selective_scan(*inputs, gradient_wanted(*inputs), backend)[0]
+        return _scan_operator(*inputs, gradient_wanted(*inputs), backend)[0]
 
     def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.ops.flexvideo.causal_conv(x, weight, bias, backend)
+        return _conv_operator(x, weight, bias, backend)
 
     return selective_scan, causal_conv
 
@@ -100,7 +100,6 @@ for _name, _schema in {
     torch.library.define(f"flexvideo::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-@torch.library.impl("flexvideo::selective_scan", "default")
 def _scan(
     u: Tensor,
     delta: Tensor,
@@ -117,7 +116,6 @@ def _scan(
     return out.contiguous(), saved
 
 
-@torch.library.impl("flexvideo::selective_scan_backward", "default")
 def _scan_backward(
     grad: Tensor,
     u: Tensor,
@@ -135,12 +133,10 @@ def _scan_backward(
     return _like(kernels_of(backend).scan_backward(grad, *inputs, saved), inputs)
 
 
-@torch.library.impl("flexvideo::causal_conv", "default")
 def _conv(x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> Tensor:
     return kernels_of(backend).conv(x, weight, bias).contiguous()
 
 
-@torch.library.impl("flexvideo::causal_conv_backward", "default")
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, backend: str) -> tuple[Tensor, ...]:
     inputs = (x, weight, bias)
     return _like(kernels_of(backend).conv_backward(grad, *inputs), inputs)
@@ -169,29 +165,6 @@ def _fake_conv_backward(
     return _empty(x, weight, bias)
 
 
-Run = Callable[..., Any]  # an operator without autograd
-_LIBRARY = torch.library.Library("flexvideo", "FRAGMENT")
-
-
-def recorded_by(name: str, record: Callable[..., Any]) -> None:
-    """Have `record`, given an operator without autograd and its arguments, run it where a gradient is wanted.
-
-    What `torch.library.register_autograd` makes of lists takes longer than the kernels of a small block.
-    """
-    operator = getattr(torch.ops.flexvideo, name).default
-
-    def run(keys: torch.DispatchKeySet, *arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
-
-    def autograd(keys: torch.DispatchKeySet, *arguments: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return record(functools.partial(run, keys), *arguments)
-        return run(keys, *arguments)
-
-    _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
-
-
 class SelectiveScan(torch.autograd.Function):
     """What autograd records of the scan."""
 
@@ -210,8 +183,8 @@ class SelectiveScan(torch.autograd.Function):
         """Gradients of the eight tensors."""
         check_kept(ctx.keep)
         tensors = ctx.saved_tensors
-        backward = torch.ops.flexvideo.selective_scan_backward
-        return None, *backward(grad_outputs[0], *tensors[:8], list(tensors[8:]), ctx.backend), None, None
+        arguments = (grad_outputs[0], *tensors[:8], list(tensors[8:]), ctx.backend)
+        return None, *_scan_backward_operator(*arguments), None, None
 
 
 def check_kept(keep: bool) -> None:
@@ -236,24 +209,7 @@ class CausalConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the three tensors."""
-        backward = torch.ops.flexvideo.causal_conv_backward
-        return None, *backward(*grad_outputs, *ctx.saved_tensors, ctx.backend), None
-
-
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-    raise BackendError(
-        f"The scan backend {ctx.backend!r} has first derivatives only, and this backward pass needs second "
-        "ones: build the model with scan_backend='reference'."
-    )
-
-
-def _keep_name(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    ctx.backend = inputs[-1]
-
-
-def refuse_second_derivatives(name: str) -> None:
-    """Have the derivative of an operator, whose last argument is the backend, raise: it would be zero."""
-    torch.library.register_autograd(f"flexvideo::{name}", _no_second_derivative, setup_context=_keep_name)
+        return None, *_conv_backward_operator(*grad_outputs, *ctx.saved_tensors, ctx.backend), None
 
 
 def _record_scan(run: Run, *inputs: Any) -> tuple[Tensor, list[Tensor]]:
@@ -261,10 +217,10 @@ def _record_scan(run: Run, *inputs: Any) -> tuple[Tensor, list[Tensor]]:
     return out, saved
 
 
-recorded_by("selective_scan", _record_scan)
-recorded_by("causal_conv", CausalConv.apply)
-refuse_second_derivatives("selective_scan_backward")
-refuse_second_derivatives("causal_conv_backward")
+_scan_operator = entry("selective_scan", _scan, _record_scan)
+_scan_backward_operator = entry("selective_scan_backward", _scan_backward)
+_conv_operator = entry("causal_conv", _conv, CausalConv.apply)
+_conv_backward_operator = entry("causal_conv_backward", _conv_backward)
 
 Shape = Sequence[int]
 
