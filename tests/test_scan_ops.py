@@ -78,5 +78,5 @@ def test_only_plain_tensors_that_nobody_looks_at_pass_by_the_dispatcher() -> Non
     torch.func.vmap(lambda x: found.append(seen((x,))) or x)(plain)
     with torch.autograd.forward_ad.dual_level():
         found.append(seen((plain,)))
-    torch.jit.trace(lambda x: found.append(seen((x,))) or x + 1, plain)
+    torch.jit.trace(lambda x: found.append(seen((x,))) or x + 1, plain, check_trace=False)
     assert all(found)
