@@ -1,7 +1,9 @@
 """The backend of CUDA kernels as a whole: on a GPU, and what it refuses."""
 
+import ctypes
 import dataclasses
 import locale
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
@@ -112,6 +114,32 @@ def test_the_compiler_leaves_the_locale_alone(tmp_path, monkeypatch):
 
 def test_an_empty_batch_starts_nothing():
     nvrtc.run("none.cu", "none", (1, 0, 1), 32, torch.zeros(1), defines={})
+
+
+def test_what_a_kernel_is_given_lies_side_by_side_in_each_thread(monkeypatch):
+    given = []
+
+    def launch(*arguments):
+        pointers = ctypes.cast(arguments[9], ctypes.POINTER(ctypes.c_void_p))
+        first = pointers[0]
+        assert first is not None
+        assert [pointers[i] for i in range(3)] == [first, first + 8, first + 16]
+        given.append(list((ctypes.c_longlong * 3).from_address(first)))
+        return 0
+
+    driver = {"cuCtxPushCurrent_v2": lambda _: 0, "cuCtxPopCurrent_v2": lambda _: 0, "cuLaunchKernel": launch}
+    monkeypatch.setattr(nvrtc, "_driver", lambda: SimpleNamespace(**driver))
+    monkeypatch.setattr(nvrtc, "_loaded", lambda *_: (None, None))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
+    x = torch.zeros(1)
+
+    def start(number):
+        nvrtc.run("none.cu", "none", (1, 1, 1), 32, x, number, -number, defines={"A": 1})
+
+    start(2**40)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(start, 7).result()
+    assert given == [[x.data_ptr(), 2**40, -(2**40)], [x.data_ptr(), 7, -7]]
 
 
 def test_widest_dtype_is_taken():
