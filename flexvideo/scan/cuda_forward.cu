@@ -521,8 +521,8 @@ DEVICE void walk_piece(const Problem& in, Tile* halves, int chain, int begin, in
 #endif
     start(walk.feed);
     wait_for_side(at.side);
-    // from here on the other direction has been before
-    const int meet = DIRECTIONS == 2 ? min(max(tiles / 2, begin), end) - begin : 0;
+    // from here on the other direction has been before: of a tile in the middle, direction 0 before direction 1
+    const int meet = DIRECTIONS == 2 ? min(max((tiles + 1 - at.side) / 2, begin), end) - begin : 0;
     for (int tile = 0; tile < meet; tile++) walk_tile<false>(walk, tile);
     if (DIRECTIONS == 2) __syncthreads();
     for (int tile = meet; tile < end - begin; tile++) walk_tile<true>(walk, tile);

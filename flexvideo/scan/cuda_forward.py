@@ -85,7 +85,7 @@ def split(
     programs: int, l: int, held: int, spans: int, resident: int, multiprocessors: int
 ) -> tuple[float, Launch]:
     """Counted time, in steps of a multiprocessor at full speed, and layout with about this many spans."""
-    span = -(-l // (spans * 2 * STEPS)) * 2 * STEPS  # the directions meet between two tiles
+    span = -(-l // (spans * STEPS)) * STEPS
     spans = -(-l // span)
     time, walk = deal(programs * spans, span, resident, multiprocessors)
     if spans > 1:
