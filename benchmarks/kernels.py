@@ -4,8 +4,9 @@ Every candidate runs in a process of its own, since a kernel that faults takes t
 its failure is one row of the table. A variant is a candidate with other constants of `cuda_forward.py` (or,
 after `backward.` and `conv.`, of `cuda_backward.py` and `cuda_conv.py`):
 `--variants STEPS=4 WARPS=1,BLOCKS=10 backward.MOST_WARPS=8 conv.ROWS=64,conv.LOADS=2`. In the forward scan
-`LEAST_GAIN=1000` leaves every chain whole, `SHORTEST=1000000` does not split time, `EIGHT_LANES=9` keeps to 4
-lanes.
+`LEAST_GAIN=1000` leaves every chain whole, `SHORTEST=1000000` does not split time, `TENSOR=0` does without
+tensor cores. What it costs to split time depends on how long states remember: here as a VideoMamba begins
+(128 to 134 steps), with `--long` thousands of steps.
 """
 
 import argparse
@@ -31,8 +32,11 @@ CHECKED = (2, 2, 301, 96, 16)  # directions, batch, tokens, width, states
 NAMES = ("out", "du", "ddelta", "dA", "dB", "dC", "dD", "dz", "dbias")
 
 
-def inputs_of(k: int, b: int, l: int, d: int, n: int) -> list[torch.Tensor]:
-    """Random inputs laid out as in the model: B, C and z are views of wider rows."""
+def inputs_of(k: int, b: int, l: int, d: int, n: int, *, long: bool = True) -> list[torch.Tensor]:
+    """Random inputs laid out as in the model: B, C and z are views of wider rows.
+
+    Some state of every few channels remembers thousands of steps, or (not `long`) none more than 134.
+    """
     generator = torch.Generator("cuda").manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -41,7 +45,11 @@ def inputs_of(k: int, b: int, l: int, d: int, n: int) -> list[torch.Tensor]:
     u, delta = draw(k, b, l, d).bfloat16(), (draw(k, b, l, d) - 1).bfloat16()
     rows, z = draw(k, b, l, 36 + 2 * n).bfloat16(), draw(b, l, 2 * d).bfloat16()[..., d:]
     B, C = rows[..., 36 : 36 + n], rows[..., 36 + n :]
-    return [u, delta, -torch.exp(draw(k, d, n)), B, C, draw(k, d), z, draw(k, d)]
+    A, skip, bias = -torch.exp(draw(k, d, n)), draw(k, d), draw(k, d)
+    if not long:
+        A, bias = -torch.arange(1.0, n + 1, device="cuda").expand_as(A).contiguous(), torch.zeros_like(bias)
+        delta = 0.3 * (delta + 1)
+    return [u, delta, A, B, C, skip, z, bias]
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -91,11 +99,11 @@ def checked(kernels, *, forward: bool) -> dict[str, float]:
 
 
 def timed(
-    kernels, shape: tuple[int, ...], sample: Path, *, forward: bool
+    kernels, shape: tuple[int, ...], sample: Path, *, forward: bool, long: bool
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Times at one shape, of the forward scan or of all; every 997th result goes to the file `sample`."""
     torch.manual_seed(0)
-    inputs = inputs_of(*shape)
+    inputs = inputs_of(*shape, long=long)
     out, saved = kernels.scan(*inputs)
     grad = torch.randn_like(out)
     x, (k, _, _, d, _) = inputs[6], shape
@@ -113,7 +121,7 @@ def timed(
     yield "backward", milliseconds(lambda: kernels.scan_backward(grad, *inputs, saved))
 
 
-def work(candidate: str, shapes: list[tuple[int, ...]], folder: Path, *, forward: bool) -> None:
+def work(candidate: str, shapes: list[tuple[int, ...]], folder: Path, *, forward: bool, long: bool) -> None:
     """One candidate, in its own process: a JSON object a line, the check first."""
     backend, _, constants = candidate.partition(":")
     kernels = load(backend).KERNELS
@@ -126,7 +134,7 @@ def work(candidate: str, shapes: list[tuple[int, ...]], folder: Path, *, forward
     except Exception as failure:
         say({"failed": f"the check: {failure}"})
     for shape in shapes:
-        for kind, times in timed(kernels, shape, folder / name_of(shape), forward=forward):
+        for kind, times in timed(kernels, shape, folder / name_of(shape), forward=forward, long=long):
             say({"shape": name_of(shape), "kind": kind, **times})
 
 
@@ -171,13 +179,14 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["16x3137", "1x3137"], help="batch x tokens")
     parser.add_argument("--width", type=int, default=1152)
     parser.add_argument("--forward", action="store_true", help="only the forward scan")
+    parser.add_argument("--long", action="store_true", help="states that remember thousands of steps")
     parser.add_argument("--limit", type=float, default=150.0, help="seconds a candidate")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     shapes = [(2, *map(int, shape.split("x")), options.width, 16) for shape in options.shapes]
     if options.work:
-        return work(options.work, shapes, options.folder, forward=options.forward)
+        return work(options.work, shapes, options.folder, forward=options.forward, long=options.long)
     candidates = [*options.backends, *(f"cuda:{variant}" for variant in options.variants)]
     rows = []
     with tempfile.TemporaryDirectory() as name:

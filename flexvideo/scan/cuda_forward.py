@@ -20,9 +20,9 @@ LEAST_GAIN = 5  # percent of counted time, for which chains are cut
 # What layouts are counted by. What a multiprocessor with so many blocks of 4 warps reaches of its full speed:
 # measured on an H100, where 3137 steps of 1 to 5 blocks took 475, 561, 679, 821 and 977 us.
 SPEED = (1.0, 0.41, 0.69, 0.855, 0.943, 0.99)
-# Steps that the pass before the pass takes of a span: it looks back until nothing is left, which is 127 where
-# A is -1 to -16 and dt log 2, as a VideoMamba begins. Weights that remember longer take up to the span.
-ENDS_STEPS = 128
+# Steps that the pass before the pass takes of a span: it looks back until nothing is left, 9 tiles where
+# A is -1 to -16 and dt about log 2, as a VideoMamba begins. Weights that remember longer take up to the span.
+ENDS_STEPS = 144
 PASSES = 100  # steps of a multiprocessor that two more launches take, of 62 ns each
 CUTTING = 50  # as many that flags and a second beginning take
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
