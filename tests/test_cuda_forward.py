@@ -330,9 +330,9 @@ def variants():
     """Macros of every kind of kernel that is compiled for a model."""
     common = {"DIRECTIONS": 2, "STATES": 16, "HELD": 4, "STEPS": STEPS, "WARPS": 2, "KEPT": BLOCK}
     common |= {"PAIRS": 1, "QUADS": 1, "BLOCKS": 5}
-    walk = {"ENDS": 0, "SAVE": 1, "CARRY": 0, "CUT": 0}
+    walk = {"ENDS": 0, "SAVE": 1, "CARRY": 0}
     for dtype in (0, 1, 2):
-        for kind in ({}, {"SAVE": 0}, {"CARRY": 1}, {"BLOCKS": 4, "CUT": 1}):
+        for kind in ({}, {"SAVE": 0}, {"CARRY": 1}, {"BLOCKS": 4}):
             yield {"DTYPE": dtype, **common, **walk, **kind, "TENSOR": int(dtype == 2)}
         yield {"DTYPE": dtype, **common, "ENDS": 1}
     yield {"DTYPE": 2, **common, **walk, "TENSOR": 1, "PAIRS": 0, "QUADS": 0}

@@ -27,16 +27,17 @@
 // only for those of a lower index, which have begun. States are handed over in float32: the same bits as uncut.
 //
 // Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16, tiles of 16): 96 registers, so 5 blocks of 4 warps
-// a multiprocessor, with 5 reads of a spilled one a tile; with 4 blocks 1. A warp's update takes 7.0 instructions
-// before the directions meet and 7.7 after it (4 of them are the recurrence and its exponential), 0.4 more if states
-// are kept: 1.8 and 1.9 clocks of a multiprocessor, beside 2.1 and 2.4 of its exponentials and 1.9 of shared and global
-// memory if a 128-bit load of a warp takes 4. Without TENSOR it is 8.3 and 9.0 instructions. With ENDS it is 6.4. In
-// tiles of 8 it is 0.2 more, and twice as many barriers. Float32, whose pairs are two registers, spills 20 a tile.
+// a multiprocessor; none is spilled within a tile, or 2 are read if states are kept. A warp's update takes 6.9
+// instructions before the directions meet and 7.7 after it (4 of them are the recurrence and its exponential), 0.3 more
+// if states are kept: 1.7 and 1.9 clocks of a multiprocessor, beside 2.1 and 2.4 of its exponentials and 1.9 of shared
+// and global memory if a 128-bit load of a warp takes 4. Without TENSOR it is 8.3 and 9.0 instructions. With ENDS it is
+// 6.4. In tiles of 8 it is 0.2 more, and twice as many barriers. Float32, whose pairs are two registers, spills 20 a
+// tile.
 //
 // Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between
 // two states kept for the backward pass), PAIRS and QUADS (rows are aligned: 2 channels, 4 states are one load),
 // ENDS (only what each span but the last of its direction does to a zero state); without it TENSOR, SAVE (states are
-// kept for the backward pass), CARRY (the state at a span's beginning is read), CUT (shares end within chains).
+// kept for the backward pass), CARRY (the state at a span's beginning is read).
 #include "cuda_common.cuh"
 
 #define LANES 4  // that share a pair
@@ -111,7 +112,7 @@ DEVICE void load_steps(Pair (&to)[GROUPS], const Scalar* from, const Cursor& cur
 // The thread's share of B and C: quads of states, its i-th in step `step(i)` and column `column(i)` of the tile.
 struct Rows {
     const Scalar* at[LOADS];
-    long long tile[LOADS];  // elements from tile to tile
+    int tile[LOADS];  // elements from tile to tile
     int t;
 };
 
@@ -128,7 +129,7 @@ DEVICE Rows rows_of(const Scalar* B, const Scalar* C, long long b_l, long long c
         bool second = column_of(i) >= QUARTER;
         long long stride = second ? c_l : b_l;
         rows.at[i] = (second ? C : B) + (t + sign * step_of(i)) * stride + 4 * (column_of(i) % QUARTER);
-        rows.tile[i] = sign * STEPS * stride;
+        rows.tile[i] = sign * STEPS * (int)stride;
     }
     return rows;
 }
@@ -532,7 +533,7 @@ DEVICE void walk_piece(const Problem& in, Tile* halves, int chain, int begin, in
 // carry (k, b, spans, PADDED, d): the states that spans begin with, read with CARRY, or that cut chains go on from;
 // states (k, b, blocks, PADDED, d): those before every KEPT of KEPT * blocks steps, at the end of which direction 0 has
 // steps that are not there, direction 1 at the beginning; share: tiles, of all chains, that a block of threads walks,
-// at least a chain; flags: zeros, one a chain
+// at least a chain; flags: zeros, one a chain, unless a share is a chain
 extern "C" __global__ void __launch_bounds__(DIRECTIONS* SIDE, BLOCKS)
 scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const Scalar* C, const float* skip,
             const Scalar* z, const float* bias, Scalar* out, float* carry, float* states, unsigned* flags,
@@ -544,7 +545,6 @@ scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* 
                         states, (int)L, (int)D, (int)samples, (int)blocks, (int)span, (int)spans,
                         z_b, z_l,   b_k,    b_b,    b_l,    c_k,          c_b,         c_l};
     const int tiles = in.span / STEPS;
-#if CUT
     const int all = (in.D + CHANNELS - 1) / CHANNELS * in.spans * in.samples * tiles;
     // whoever waits has the higher index than whom it waits for, so that this one is running
     int from = (int)((gridDim.x - 1 - blockIdx.x) * share);
@@ -561,9 +561,6 @@ scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* 
         if (from > chain * tiles && threadIdx.x == 0) publish(flags + chain);
         from = to;
     }
-#else
-    walk_piece(in, halves, blockIdx.x, 0, tiles);
-#endif
 }
 KERNEL(scan_kernel)
 #endif

@@ -170,11 +170,11 @@ def scan_forward(
         tensors, blocks = (u, delta, A, B, delta_bias, carry, decay), groups(d) * (spans - 1) * b
         start("ends_kernel", blocks, *tensors, l, d, b, launch.span, spans, *B.stride()[:3], ENDS=1)
         chain(carry, decay, A, last=False, run=run)
-    cut = int(deal.share * STEPS > launch.span)
-    flags = torch.zeros(groups(d) * spans * b * cut, dtype=torch.int32, device=u.device)
+    cut = deal.share * STEPS > launch.span
+    flags = torch.zeros(groups(d) * spans * b if cut else 0, dtype=torch.int32, device=u.device)
     tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, states, flags)
     sizes = (l, d, b, rows, launch.span, spans, *z.stride()[:2], *B.stride()[:3], *C.stride()[:3])
-    kind = {"ENDS": 0, "SAVE": int(keep), "CARRY": int(spans > 1), "CUT": cut}
+    kind = {"ENDS": 0, "SAVE": int(keep), "CARRY": int(spans > 1)}
     start("scan_kernel", deal.grid, *tensors, deal.share, *sizes, **kind)
     return out, states
 
