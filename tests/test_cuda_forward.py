@@ -6,7 +6,7 @@ import torch
 from scan_cases import emulated, error, scan_inputs, with_nvrtc
 
 from flexvideo.errors import BackendError
-from flexvideo.scan import nvrtc
+from flexvideo.scan import cuda_forward, nvrtc
 from flexvideo.scan.cuda_forward import (
     BLOCK,
     STEPS,
@@ -67,6 +67,20 @@ def test_every_tile_is_met_by_both_directions(length):
 def test_agrees_with_the_reference(dtype):
     for shape in ((2, 2, 150, 36, 16), (2, 1, 1, 32, 16), (2, 1, 2, 4, 16)):
         agrees(shape, dtype)
+
+
+@emulated
+@pytest.mark.parametrize("n", [8, 16, 64])
+def test_tensor_cores_lose_next_to_nothing(n, monkeypatch):
+    inputs = scan_inputs(2, 1, 150, 32, n, dtype=torch.bfloat16, device="cpu")
+    truth = selective_scan(*(x.double() for x in inputs))
+    errors = []
+    for tensor in (0, 1):
+        monkeypatch.setattr(cuda_forward, "TENSOR", tensor)
+        out = run_forward(inputs)[0].double()
+        errors.append(error(out, truth))
+        assert abs((out * truth).sum() / truth.square().sum() - 1) < 3e-4  # neither too large nor too small
+    assert errors[1] < 1.03 * errors[0]
 
 
 @emulated
