@@ -241,20 +241,10 @@ class Mixer(torch.autograd.Function):
     """What autograd records of a mixer."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        run: Run,
-        hidden: Tensor,
-        total: Tensor | None,
-        scale: Tensor | None,
-        eps: float,
-        keep: bool,
-        backend: str,
-        *weights: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """The output and what is kept."""
-        out, saved = run(hidden, total, scale, list(weights), eps, keep, backend)
-        ctx.eps, ctx.keep, ctx.backend = eps, keep, backend
+    def forward(ctx: Any, run: Run, *inputs: Any) -> tuple[Tensor, ...]:
+        """The output and what is kept, of the operator's arguments with the weights after all others."""
+        hidden, total, scale, ctx.eps, ctx.keep, ctx.backend, *weights = inputs
+        out, saved = run(hidden, total, scale, weights, ctx.eps, ctx.keep, ctx.backend)
         made = (hidden,) if scale is None else (total, scale)
         ctx.made = len(made)
         ctx.save_for_backward(*made, *weights, *saved)
@@ -274,14 +264,8 @@ class Mixer(torch.autograd.Function):
         return None, d_hidden, None, None, None, None, None, d_in, d_out, *d_weights
 
 
-def _record(
-    run: Run,
-    hidden: Tensor,
-    total: Tensor | None,
-    scale: Tensor | None,
-    weights: Sequence[Tensor],
-    *rest: Any,
-) -> tuple[Tensor, list[Tensor]]:
+def _record(run: Run, *inputs: Any) -> tuple[Tensor, list[Tensor]]:
+    hidden, total, scale, weights, *rest = inputs
     out, *saved = Mixer.apply(run, hidden, total, scale, *rest, *weights)
     return out, saved
 
