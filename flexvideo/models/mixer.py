@@ -109,8 +109,8 @@ class BiMamba(nn.Module):
             return self._first(hidden)
         fused = self.fused(hidden)
         if fused is not None:
-            weights = [tensor(layer, "weight") for layer in (self.in_proj, self.out_proj)]
-            weights += chain.from_iterable(self._paired(BOTH))
+            projections = [tensor(layer, "weight") for layer in (self.in_proj, self.out_proj)]
+            weights = [*projections, *chain.from_iterable(self._paired(BOTH))]
             dtype = products_dtype(hidden)
             return fused.mixer(hidden if hidden.dtype == dtype else hidden.to(dtype), weights, source)
         x, z = self.in_proj(hidden).chunk(2, dim=-1)  # (B, L, E) each
