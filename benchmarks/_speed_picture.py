@@ -55,6 +55,8 @@ def draw_tokens(rows: Sequence[Row], path: Path) -> Path:
 
 def draw_step(rows: Sequence[Row], axes: "Axes", *, step: str, of_a_token: bool) -> None:
     """One line a column; of ours by backend the fastest, which is the one that `auto` takes."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for column, shown in columns(rows, step).items():
         costs = by_tokens(points(rows, shown, step))
         shares = {t: 1e3 * cost / t if of_a_token else cost for t, cost in costs.items()}
@@ -62,7 +64,11 @@ def draw_step(rows: Sequence[Row], axes: "Axes", *, step: str, of_a_token: bool)
         axes.plot(shares.keys(), shares.values(), line, marker="o", ms=3, color=colour, label=NAMES[column])
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.grid(visible=True, which="both", alpha=0.2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:,.10g}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(visible=True, alpha=0.2)
 
 
 def columns(rows: Sequence[Row], step: str) -> dict[str, str]:

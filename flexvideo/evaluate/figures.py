@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _PANEL = (4.6, 3.6)  # inches
+_IN_A_ROW = 4  # heat maps
 
 
 def plot_sizes(results: Sequence[Result], path: str | Path, *, metric: str = "top1") -> Path:
@@ -97,7 +98,7 @@ def plot_tokens(results: Sequence[Result], path: str | Path, *, metric: str = "t
 
 
 def plot_heat_maps(results: Sequence[Result], path: str | Path, *, metric: str = "top1") -> Path:
-    """Draw a metric over T x R: a row of panels for each data set, a panel for each model, on one scale.
+    """Draw a metric over T x R: rows of panels for each data set, a panel for each model, on one scale.
 
     Args:
         results: as for `plot_sizes`.
@@ -113,38 +114,40 @@ def plot_heat_maps(results: Sequence[Result], path: str | Path, *, metric: str =
 
     board = Board(results, metric=metric)
     task, sizes = board.tasks[0], board.sizes(board.tasks[0])
-    sets = board.sets(task)
-    counts = [sorted({frames for _, frames in board.lines(task, data)}) for data in sets]
-    heights = [0.42 * len(each) + 1.0 for each in counts]
-    width = (0.56 * len(sizes) + 0.6) * len(board.names) + 0.8
+    tables = {data: _tables(board, task, data, sizes) for data in board.sets(task)}
+    columns = min(_IN_A_ROW, max(map(len, tables.values())))
+    rows = [
+        (data, list(found)[first : first + columns])
+        for data, found in tables.items()
+        for first in range(0, len(found), columns)
+    ]
+    heights = [0.42 * len(tables[data][names[0]]) + 1.0 for data, names in rows]
+    width = (0.56 * len(sizes) + 0.6) * columns + 0.8
     figure = Figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
-    panels = figure.subplots(len(sets), len(board.names), squeeze=False, height_ratios=heights)
-    for data, frames, row in zip(sets, counts, panels, strict=True):
-        tables = [_table(board, task, data, name, frames, sizes) for name in board.names]
-        known = [value for table in tables for line in table for value in line if value is not None]
-        for name, table, axes in zip(board.names, tables, row, strict=True):
-            _heat_map(axes, table, frames, sizes, (min(known), max(known)))
+    panels = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for (data, names), line in zip(rows, panels, strict=True):
+        values = [value for table in tables[data].values() for row in table.values() for value in row]
+        known = [value for value in values if value is not None]
+        line[0].set_ylabel(f"{data}\nframes T")
+        for axes in line[len(names) :]:
+            axes.remove()
+        for name, axes in zip(names, line, strict=False):
+            _heat_map(axes, tables[data][name], sizes, (min(known), max(known)))
             axes.set_title(name, fontsize=10)
-            if axes is row[0]:
-                axes.set_ylabel(f"{data}\nframes T")
     figure.suptitle(f"{TASKS.get(task, task)}: {metric} (%)", fontsize=11)
     figure.savefig(path, dpi=130)
     return Path(path)
 
 
 def _heat_map(
-    axes: "Axes",
-    table: list[list[float | None]],
-    counts: list[int],
-    sizes: list[int],
-    scale: tuple[float, float],
+    axes: "Axes", table: dict[int, list[float | None]], sizes: list[int], scale: tuple[float, float]
 ) -> None:
-    shown = [[float("nan") if value is None else value for value in line] for line in table]
+    shown = [[float("nan") if value is None else value for value in line] for line in table.values()]
     axes.imshow(shown, cmap="viridis", vmin=scale[0], vmax=scale[1], aspect="auto")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes], fontsize=8)
-    axes.set_yticks(range(len(counts)), [str(count) for count in counts], fontsize=8)
+    axes.set_yticks(range(len(table)), [str(frames) for frames in table], fontsize=8)
     axes.set_xlabel("frame size (px)", fontsize=9)
-    for row, line in enumerate(table):
+    for row, line in enumerate(table.values()):
         for column, value in enumerate(line):
             dark = value is not None and value < sum(scale) / 2
             text = "-" if value is None else f"{value:.1f}"
@@ -178,11 +181,16 @@ def _lines(board: Board, task: str, data: str, name: str) -> dict[int, list[tupl
     return {frames: sorted(line.items()) for frames, line in best.items()}
 
 
-def _table(
-    board: Board, task: str, data: str, name: str, counts: list[int], sizes: list[int]
-) -> list[list[float | None]]:
-    lines = {frames: dict(points) for frames, points in _lines(board, task, data, name).items()}
-    return [[lines.get(count, {}).get(size) for size in sizes] for count in counts]
+def _tables(board: Board, task: str, data: str, sizes: list[int]) -> dict[str, dict[int, list[float | None]]]:
+    """For every model that has results, and every frame count of any, the values over sizes."""
+    counts = sorted({frames for _, frames in board.lines(task, data)})
+    found = {name: _lines(board, task, data, name) for name in board.names}
+    rows = {name: {frames: dict(points) for frames, points in lines.items()} for name, lines in found.items()}
+    return {
+        name: {count: [lines.get(count, {}).get(size) for size in sizes] for count in counts}
+        for name, lines in rows.items()
+        if lines
+    }
 
 
 def _save(figure: "Figure", axes: "Axes", path: str | Path) -> Path:
