@@ -33,6 +33,16 @@
 #include "cuda_common.cuh"
 
 #ifndef CUDA_ON_CPU
+// sums (16 x 8) += values (16 x 8) times factors (8 x 8), of whose numbers the tensor cores read 11 bits
+static __device__ __forceinline__ void multiply(float (&sums)[4], float a0, float a1, float a2, float a3, float b0,
+                                                float b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+          "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
 // makes the compiler find again what it could know of x, instead of keeping it in registers
 #if DTYPE == 0
 static __device__ __forceinline__ void forget(float2& x) { asm volatile("" : "+f"(x.x), "+f"(x.y)); }

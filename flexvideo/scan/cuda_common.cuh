@@ -59,16 +59,6 @@ static __device__ __forceinline__ void await(const unsigned* flag) {
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
-// sums (16 x 8) += values (16 x 8) times factors (8 x 8), of whose numbers the tensor cores read 11 bits
-static __device__ __forceinline__ void multiply(float (&sums)[4], float a0, float a1, float a2, float a3, float b0,
-                                                float b1) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
-          "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
-}
-
 static __device__ __forceinline__ float half_to_float(unsigned short x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));

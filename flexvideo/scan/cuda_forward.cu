@@ -7,8 +7,6 @@
 // shared memory: B and C as float32 (all channels of a block need them), and dt and dt u, which each lane finds for its
 // own pair and every LANES steps, so that softplus, gate, loads and stores are spread over the lanes. Sums over the
 // states times C go over the lanes transposed: of 4, 8 values in, 2 out, in the lane that has the inputs of that step.
-// In bfloat16 they are tensor cores' (TENSOR): those read 11 bits of each number, which is all of C and makes an error
-// of 3e-4 in what is then rounded to 8 bits: 1 % more in all.
 //
 // Where channels are too few for the device, time is split into spans. A span leaves of a zero state the sum over its
 // steps of exp(A S) dt u B, S being the sum of dt after the step: no recurrence, so that ENDS adds it up from the end
@@ -27,17 +25,20 @@
 // only for those of a lower index, which have begun. States are handed over in float32: the same bits as uncut.
 //
 // Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16, tiles of 16): 96 registers, so 5 blocks of 4 warps
-// a multiprocessor; none is spilled within a tile, or 2 are read if states are kept. A warp's update takes 6.9
-// instructions before the directions meet and 7.7 after it (4 of them are the recurrence and its exponential), 0.3 more
-// if states are kept: 1.7 and 1.9 clocks of a multiprocessor, beside 2.1 and 2.4 of its exponentials and 1.9 of shared
-// and global memory if a 128-bit load of a warp takes 4. Without TENSOR it is 8.3 and 9.0 instructions. With ENDS it is
-// 6.4. In tiles of 8 it is 0.2 more, and twice as many barriers. Float32, whose pairs are two registers, spills 20 a
-// tile.
+// a multiprocessor; none is spilled within a tile. A warp's update takes 8.3 instructions before the directions meet
+// and 9.05 after it (4 of them are the recurrence and its exponential, 1 is y), or 8.55 and 9.4 if states are kept: 2.1
+// to 2.4 clocks of a multiprocessor, beside 2.1 and 2.4 of its exponentials and 2.3 of shared and global memory if a
+// 128-bit load of a warp takes 4. With ENDS it is 6.4. Float32, whose pairs are two registers, spills 20 a tile.
+//
+// Measured on an H100 (1152 channels, bfloat16, N = 16, as a CUDA graph; ms with states kept / without): 16 x 3137
+// tokens 0.873 / 0.854, 8 x 6273 0.865 / 0.870, 4 x 12545 0.881 / 0.880, 1 x 100353 1.700 / 1.697, 1 x 3137 0.095 /
+// 0.096. Tensor cores for the sums over the states were tried: 1.4 instructions less, and yet up to 5 % longer, since
+// exponentials are what bounds the kernel. Tiles of 8 are 0.3 to 0.6 instructions more, and 4 to 8 % longer.
 //
 // Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), KEPT (steps between
 // two states kept for the backward pass), PAIRS and QUADS (rows are aligned: 2 channels, 4 states are one load),
-// ENDS (only what each span but the last of its direction does to a zero state); without it TENSOR, SAVE (states are
-// kept for the backward pass), CARRY (the state at a span's beginning is read).
+// ENDS (only what each span but the last of its direction does to a zero state); without it SAVE (states are kept for
+// the backward pass), CARRY (the state at a span's beginning is read).
 #include "cuda_common.cuh"
 
 #define LANES 4  // that share a pair
@@ -380,43 +381,15 @@ DEVICE void wait_for_side(int side) {
 #endif
 }
 
-// one step of the recurrence
-DEVICE void advance(States& of, float4 step, const float (&b)[HELD]) {
+// one step of the recurrence; returns the sums over the own states
+DEVICE float2 advance(States& of, float4 step, const float (&b)[HELD], const float (&c)[HELD]) {
+    float2 y = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < HELD; i++) {
         of.h[0][i] = fmaf(exp2_fast(step.x * of.a[0][i]), of.h[0][i], step.y * b[i]);
         of.h[1][i] = fmaf(exp2_fast(step.z * of.a[1][i]), of.h[1][i], step.w * b[i]);
+        y = make_float2(fmaf(of.h[0][i], c[i], y.x), fmaf(of.h[1][i], c[i], y.y));
     }
-}
-
-#if TENSOR
-#define RESTORED 1.00035f  // times what is left, on average, where the last 13 bits of states are not read
-
-// Sums over all states, in every lane of the pair. Tensor cores multiply h (rows: first channels of the pairs, then
-// second; columns: states) with c (columns: all alike).
-DEVICE float2 over_states(const States& of, const float (&c)[HELD]) {
-    float sums[4] = {};
-#pragma unroll
-    for (int i = 0; i < HELD; i += 2)
-        multiply(sums, of.h[0][i], of.h[1][i], of.h[0][i + 1], of.h[1][i + 1], c[i], c[i + 1]);
-    return make_float2(sums[0], sums[2]);
-}
-
-DEVICE float2 own_sums(const float2 (&y)[LANES], int lane) {
-    float2 own = y[0];
-#pragma unroll
-    for (int j = 1; j < LANES; j++)
-        own = make_float2(select(lane == j, y[j].x, own.x), select(lane == j, y[j].y, own.y));
-    return own;
-}
-#else
-#define RESTORED 1.0f
-
-// sums over the own states
-DEVICE float2 over_states(const States& of, const float (&c)[HELD]) {
-    float2 y = make_float2(0.0f, 0.0f);
-#pragma unroll
-    for (int i = 0; i < HELD; i++) y = make_float2(fmaf(of.h[0][i], c[i], y.x), fmaf(of.h[1][i], c[i], y.y));
     return y;
 }
 
@@ -435,7 +408,6 @@ DEVICE float2 own_sums(float2 (&y)[LANES], int lane) {
     }
     return y[0];
 }
-#endif
 
 // the steps of group g; returns the sums of the lane's own
 DEVICE float2 advance_group(States& of, const Exchange& exchange, int g, int lane) {
@@ -446,8 +418,7 @@ DEVICE float2 advance_group(States& of, const Exchange& exchange, int g, int lan
         const float4* row = exchange.rows + (LANES * g + j) * ROW;
         read_held(b, (const float*)row);
         read_held(c, (const float*)(row + QUARTER));
-        advance(of, exchange.steps[(LANES * g + j) * PER_WARP], b);
-        y[j] = over_states(of, c);
+        y[j] = advance(of, exchange.steps[(LANES * g + j) * PER_WARP], b, c);
     }
     return own_sums(y, lane);
 }
@@ -488,7 +459,7 @@ DEVICE void walk_tile(Walk& walk, int tile) {
         float2 y = advance_group(walk.of, feed.exchange, g, feed.at.lane);
         float2 u = unpack(now[g]), other = late && DIRECTIONS == 2 ? unpack(partner[g]) : make_float2(0.0f, 0.0f);
         other = make_float2(fmaf(walk.skip.x, u.x, other.x), fmaf(walk.skip.y, u.y, other.y));
-        y = make_float2(fmaf(RESTORED, y.x, other.x), fmaf(RESTORED, y.y, other.y));
+        y = make_float2(y.x + other.x, y.y + other.y);
         unsigned byte = feed.steps.byte + g * feed.steps.group;
         store_pair(at_byte(walk.out, byte), late ? gated(y, gate[g]) : y, byte < feed.bounds.end, feed.bounds.second);
     }

@@ -15,7 +15,6 @@ STEPS = 16  # of a tile
 BLOCKS = 5  # of 4 warps that a multiprocessor holds at a time
 BLOCK = 64  # steps between two states kept for the backward pass
 SHORTEST = 64  # steps of a span
-TENSOR = 1  # sums over the states are tensor cores', in bfloat16
 LEAST_GAIN = 5  # percent of counted time, for which chains are cut
 # What layouts are counted by. What a multiprocessor with so many blocks of 4 warps reaches of its full speed:
 # measured on an H100, where 3137 steps of 1 to 5 blocks took 475, 561, 679, 821 and 977 us.
@@ -143,10 +142,10 @@ def scan_forward(
     check_sizes(u, z, n)
     u, delta, A, D, delta_bias = (x.contiguous() for x in (u, delta, A, D, delta_bias))
     B, C, z = (x if x.stride(-1) == 1 else x.contiguous() for x in (B, C, z))
-    spans, (rows, padded) = launch.spans, kept(l, n)
+    spans, deal, (rows, padded) = launch.spans, launch.walk, kept(l, n)
+    cut = deal.share * STEPS > launch.span
     out = torch.empty(b, l, d, dtype=u.dtype, device=u.device)
-    carry = torch.empty(k, b, spans, padded, d, device=u.device)
-    decay = torch.empty(k, b, spans, d, device=u.device)
+    carry = torch.empty(k, b, spans if cut or spans > 1 else 0, padded, d, device=u.device)
     states = torch.empty(k, b, rows if keep else 0, padded, d, device=u.device)
     variant = {
         "DTYPE": DTYPES[u.dtype],
@@ -156,21 +155,20 @@ def scan_forward(
         "STEPS": STEPS,
         "WARPS": WARPS,
         "KEPT": BLOCK,
-        "TENSOR": int(TENSOR and u.dtype == torch.bfloat16 and launch.held % 2 == 0),
         "PAIRS": int(aligned(2, u, delta, z)),
         "QUADS": int(n % 4 == 0 and aligned(4, B, C)),
     }
-    deal, threads = launch.walk, 32 * WARPS * k
+    threads = 32 * WARPS * k
 
     def start(kernel: str, blocks: int, *arguments: Tensor | int, **kind: int) -> None:
         defines = variant | {"BLOCKS": deal.resident * 2 // k} | kind
         run("cuda_forward.cu", kernel, (blocks, 1, 1), threads, *arguments, defines=defines)
 
     if spans > 1:
+        decay = torch.empty(k, b, spans, d, device=u.device)
         tensors, blocks = (u, delta, A, B, delta_bias, carry, decay), groups(d) * (spans - 1) * b
         start("ends_kernel", blocks, *tensors, l, d, b, launch.span, spans, *B.stride()[:3], ENDS=1)
         chain(carry, decay, A, last=False, run=run)
-    cut = deal.share * STEPS > launch.span
     flags = torch.zeros(groups(d) * spans * b if cut else 0, dtype=torch.int32, device=u.device)
     tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, states, flags)
     sizes = (l, d, b, rows, launch.span, spans, *z.stride()[:2], *B.stride()[:3], *C.stride()[:3])
@@ -200,16 +198,14 @@ def number_of(dtype: torch.dtype) -> int:
 
 def aligned(count: int, *tensors: Tensor) -> bool:
     """Whether `count` neighbours anywhere along the last dimension of all of these can be one load."""
-    return all(
-        x.data_ptr() % (count * x.element_size()) == 0
-        and all(
-            stride % count == 0
-            for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True)
-            if size > 1
-        )
-        and x.shape[-1] % count == 0
-        for x in tensors
-    )
+    for x in tensors:
+        if x.shape[-1] % count or x.data_ptr() % (count * x.element_size()):
+            return False
+        if x.is_contiguous():
+            continue  # rows of that length, one after another
+        if any(stride % count for stride, n in zip(x.stride()[:-1], x.shape[:-1], strict=True) if n > 1):
+            return False
+    return True
 
 
 def check_sizes(u: Tensor, z: Tensor, n: int) -> None:
