@@ -260,7 +260,7 @@ def test_without_remake_there_are_8():
 @settings(deadline=None, max_examples=200)
 @given(
     st.integers(1, 2),
-    st.integers(1, 64),
+    st.integers(0, 64),
     st.integers(1, 3000),
     st.integers(1, 2500),
     st.integers(1, 64),
@@ -281,6 +281,16 @@ def test_launch_for_the_large_model_fills_the_device():
     launch = backward_launch_for(2, 16, 50, 1152, 16, **H100)
     assert launch == BackwardLaunch(6, 3200, 1, 132, 73, 1, far=False)
     assert backward_launch_for(2, 1, 50, 1152, 16, **H100).spans * 12 >= 120
+
+
+def test_time_is_split_where_that_counts_less_than_idle_blocks_of_threads():
+    def shares(blocks, *batches):
+        layouts = [backward_launch_for(2, b, blocks, 1152, 16, **H100) for b in batches]
+        return [(layout.spans, layout.share) for layout in layouts]
+
+    assert shares(50, 1, 8, 9, 10, 11) == [(10, 5), (2, 37), (2, 41), (2, 46), (1, 50)]  # 12 chains a sample
+    assert shares(7, 1, 6, 7) == [(7, 1), (2, 5), (1, 7)]  # not the pass before the pass to save one of 7
+    assert shares(2, 5, 6) == [(2, 1), (1, 2)]
 
 
 def variants():
