@@ -186,6 +186,7 @@ def finished(place: Place, kind: Kind, arm: Arm, seed: int) -> bool:
 
 def _train(place: Place, kind: Kind, arm: Arm, seed: int, folder: Path) -> bool:
     scale, source = place.scale, place.source(kind, "train")
+    _run_file(place, kind, arm, seed).unlink(missing_ok=True)  # of a training whose model is lost
     model = load_start(place.out, place.device) if arm.start else build(place, seed=1000 + seed)
     torch.manual_seed(seed)
     replace_head(model, source.classes)

@@ -29,7 +29,10 @@ Job = tuple[Kind, Arm, int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options, begun = _parser().parse_args(arguments), time.monotonic()
+    parser, begun = _parser(), time.monotonic()
+    options = parser.parse_args(arguments)
+    if options.side_by_side < 1:
+        parser.error(f"--side-by-side must be at least 1, got {options.side_by_side}")
     place = _place(options, begun)
     if options.table:
         print_tables(place.out, place.scale)
@@ -93,16 +96,17 @@ def _side_by_side(options: argparse.Namespace, begun: float, place: Place, jobs:
         for kind in {job[0] for job in jobs}:
             for split in ("train", "test"):
                 place.hold(kind, split)
+        torch.cuda.empty_cache()
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    for job in [*jobs, *[None] * options.side_by_side]:
-        queue.put(job)
     processes = [
         context.Process(target=_work, args=(options, begun, place.held, queue))
         for _ in range(options.side_by_side)
     ]
     for process in processes:
         process.start()
+    for job in [*jobs, *[None] * options.side_by_side]:
+        queue.put(job)
     for process in processes:
         process.join()
     return not any(process.exitcode for process in processes)

@@ -278,11 +278,14 @@ def test_one_gate_for_all_steps():
     assert error(out, selective_scan(*(x.double() for x in inputs))) < 1e-6
 
 
+H100 = {"multiprocessors": 132, "shared": 228 << 10}
+
+
 @pytest.mark.parametrize("n", [1, 16, 24, 64])
 def test_launches_are_whole(n):
     for b in (1, 2, 4, 16, 20, 300):
         for l in (1, 63, 64, 197, 3137, 100353):
-            layout = launch_for(b, l, 1152, n, 132)
+            layout = launch_for(b, l, 1152, n, **H100)
             assert layout.span * (layout.spans - 1) < l <= layout.span * layout.spans
             assert layout.span % STEPS == 0
             assert kept(l, n)[0] * BLOCK >= l
@@ -297,17 +300,23 @@ def test_launches_are_whole(n):
 
 
 def test_work_is_dealt_out_where_that_gains():
-    assert launch_for(16, 3137, 1152, 16, 132).walk == Deal(528, 215, 4)  # 576 chains of 197 tiles
-    assert launch_for(18, 3137, 1152, 16, 132).walk == Deal(648, 197, 5)  # 4.9 a multiprocessor
-    assert launch_for(20, 3137, 1152, 16, 132).walk == Deal(660, 215, 5)  # not a second wave for 60
-    assert launch_for(16, 197, 1152, 16, 132).walk == Deal(576, 13, 5)  # soon done
+    assert launch_for(16, 3137, 1152, 16, **H100).walk == Deal(528, 215, 4)  # 576 chains of 197 tiles
+    assert launch_for(18, 3137, 1152, 16, **H100).walk == Deal(648, 197, 5)  # 4.9 a multiprocessor
+    assert launch_for(20, 3137, 1152, 16, **H100).walk == Deal(660, 215, 5)  # not a second wave for 60
+    assert launch_for(16, 197, 1152, 16, **H100).walk == Deal(576, 13, 5)  # soon done
+
+
+def test_blocks_share_the_memory_of_a_multiprocessor():
+    small = {"multiprocessors": 84, "shared": 100 << 10}  # of such as sm_86
+    for n, most in ((8, 4), (16, 4), (24, 3)):
+        assert max(launch_for(b, 3137, 1152, n, **small).walk.resident for b in (1, 12, 16)) == most
 
 
 def test_time_is_split_where_the_device_would_be_idle():
-    layouts = [launch_for(b, 50192 // b, 1152, 16, 132) for b in (16, 8, 4, 2, 1)]
+    layouts = [launch_for(b, 50192 // b, 1152, 16, **H100) for b in (16, 8, 4, 2, 1)]
     assert [layout.spans for layout in layouts] == [1, 3, 5, 10, 19]
-    assert launch_for(1, 40, 1152, 16, 132).spans == 1
-    assert launch_for(0, 40, 1152, 16, 132).walk.grid == 0
+    assert launch_for(1, 40, 1152, 16, **H100).spans == 1
+    assert launch_for(0, 40, 1152, 16, **H100).walk.grid == 0
 
 
 def test_too_many_states_are_refused():

@@ -360,6 +360,26 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.flexvideo.add_norm.default, [add_norm[1], *add_norm[1:4], LOW, "chunked"])
 
 
+class Ignored(torch.autograd.Function):
+    """Passes nothing back, as DDP does for an output that the loss has no use for."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_an_output_that_nothing_comes_of_has_no_gradient():
+    x = torch.randn(1, 9, 32, requires_grad=True)
+    mixer = fused().layers[0].mixer
+    (x.sum() + Ignored.apply(mixer(x)).sum()).backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert all(weight.grad is None for weight in mixer.parameters())
+
+
 def test_second_derivatives_are_refused():
     x = clip().requires_grad_()
     (first,) = torch.autograd.grad(fused()(x).square().sum(), x, create_graph=True)

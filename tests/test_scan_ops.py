@@ -74,6 +74,8 @@ def test_only_plain_tensors_that_nobody_looks_at_pass_by_the_dispatcher() -> Non
     assert seen((plain.to("meta"),))
     with Onlooker():
         assert seen((plain,))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        assert seen((plain,))
     found = []
     torch.func.vmap(lambda x: found.append(seen((x,))) or x)(plain)
     with torch.autograd.forward_ad.dual_level():

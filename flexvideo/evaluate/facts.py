@@ -90,6 +90,8 @@ def facts_of_model(model: nn.Module) -> ModelFacts:
 def facts_of_source(source: ClipSource) -> SourceFacts:
     """Say which clips a source gives, so that two sources of one name are told apart.
 
+    Clips that a GPU holds are told by their pixels as it resizes them, which a CPU rounds otherwise.
+
     Args:
         source: files or drawn clips.
     """

@@ -184,8 +184,8 @@ def tensor(module: nn.Module, name: str) -> Tensor:
 
     torch finds parameters as the last thing it tries, in Python, and a block has sixteen.
     """
-    found = module._parameters.get(name)
-    return getattr(module, name) if found is None else found
+    parameters: Any = module._parameters  # to be indexed, for that is when those of DeepSpeed are gathered
+    return parameters[name] if name in parameters else getattr(module, name)
 
 
 def bare(layer: nn.Module, kind: type[nn.Module]) -> bool:

@@ -37,7 +37,8 @@ def scan(
 ) -> tuple[Tensor, list[Tensor]]:
     """Output, and with `keep` the states for the backward pass."""
     (_, b, l, d), device = u.shape, torch.cuda.get_device_properties(u.device)
-    launch = launch_for(b, l, d, A.shape[-1], device.multi_processor_count)
+    shared = device.shared_memory_per_multiprocessor
+    launch = launch_for(b, l, d, A.shape[-1], multiprocessors=device.multi_processor_count, shared=shared)
     out, states = scan_forward(*alike(u, delta, A, B, C, D, z, delta_bias), launch=launch, keep=keep)
     return out.to(u.dtype), [states] if keep else []
 

@@ -46,6 +46,7 @@
 #define PER_WARP (WARP / LANES)  // pairs of a warp
 #define CHANNELS (2 * PER_WARP * WARPS)
 #define PADDED (LANES * HELD)
+#define LARGEST 3.402823466e38f
 #define QUARTER (PADDED / 4)  // float4 of B or C of a step
 #define ROW (ENDS ? QUARTER : 2 * QUARTER)  // float4 of a step
 #define SIDE (WARPS * WARP)  // threads of a direction
@@ -286,7 +287,8 @@ DEVICE States first_states(const float* A, const float* carry, const Place& at, 
         for (int i = 0; i < HELD; i++) {
             int n = at.lane * HELD + i;
             long long row = (long long)at.side * D + at.channel + c;
-            of.a[c][i] = c < at.width && n < STATES ? A[row * STATES + n] * LOG2E : 0.0f;
+            const float a = c < at.width && n < STATES ? A[row * STATES + n] * LOG2E : 0.0f;
+            of.a[c][i] = a < -LARGEST ? -LARGEST : a;  // 0 times it is 0: steps that are not there change nothing
             of.h[c][i] = carried && c < at.width ? carry[(long long)i * D + c] : 0.0f;
         }
     return of;

@@ -26,6 +26,7 @@ PASSES = 100  # steps of a multiprocessor that two more launches take, of 62 ns 
 CUTTING = 50  # as many that flags and a second beginning take
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MOST_STATES = 64
+TAKEN = 1024  # bytes of shared memory that CUDA takes for a block
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ class Launch:
 
 
 @functools.cache
-def launch_for(b: int, l: int, d: int, n: int, multiprocessors: int) -> Launch:
-    """The layout for a shape: that of the least counted time.
+def launch_for(b: int, l: int, d: int, n: int, *, multiprocessors: int, shared: int) -> Launch:
+    """The layout for a shape, on multiprocessors of so much shared memory: that of the least counted time.
 
     Where a block of threads for every 32 channels would leave most of the device idle, time is split into
     spans: cheap where weights forget soon, and half as much again where they never do.
     """
     held, programs = -(-n // 4), b * groups(d)
-    device = blocks_resident(held), multiprocessors
+    device = min(blocks_resident(held), shared // (room_of_block(held) + TAKEN)), multiprocessors
     most = max(1, min(-(-device[0] * multiprocessors // max(1, programs)), l // SHORTEST))
     layouts = [split(programs, l, held, spans, *device) for spans in range(1, most + 1)]
     return min(layouts, key=lambda counted: counted[0])[1]
@@ -135,8 +136,9 @@ def scan_forward(
 ) -> tuple[Tensor, Tensor]:
     """The gated scan, and with `keep` the states before every BLOCK steps (k, b, blocks, states, d).
 
-    A NaN in u, delta or B makes outputs NaN from its step to the end of its span; those of the spans after it
-    too, unless it is so long before the end of its span that nothing is left there of any number.
+    A NaN or an infinity in u, delta or B makes outputs such from its step to the end of its span; those of
+    the spans after it too, unless it is so long before the end of its span that nothing is left there of any
+    number.
     """
     (k, b, l, d), n = u.shape, A.shape[-1]
     check_sizes(u, z, n)
@@ -175,6 +177,11 @@ def scan_forward(
     kind = {"ENDS": 0, "SAVE": int(keep), "CARRY": int(spans > 1)}
     start("scan_kernel", deal.grid, *tensors, deal.share, *sizes, **kind)
     return out, states
+
+
+def room_of_block(held: int) -> int:
+    """Shared memory of a block in both directions: two tiles of B and C, and of dt and dt u of each pair."""
+    return 2 * 16 * STEPS * 2 * (2 * held + 8 * WARPS)
 
 
 def blocks_resident(held: int) -> int:

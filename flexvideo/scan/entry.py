@@ -49,8 +49,11 @@ def entry(name: str, implementation: Run, record: Callable[..., Any] | None = No
 
 
 def seen(arguments: Sequence[Any]) -> bool:
-    """Whether anyone looks on at operators: a compiler, a transform, a mode, or a tensor of another class."""
+    """Whether anyone looks on: a compiler, a transform, a mode, a profiler, or a tensor of another class."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or transformed():
+        return True
+    # torch has no public name for it
+    if torch.autograd._profiler_enabled():  # pyright: ignore[reportPrivateImportUsage]
         return True
     kinds = {type(x) for x in arguments}
     kinds.update(*({type(x) for x in several} for several in arguments if type(several) is list))

@@ -254,7 +254,9 @@ class Mixer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        """Gradients of the input and the weights."""
+        """Gradients of the input and the weights; none where nothing came of the output."""
+        if grad_outputs[0] is None:
+            return (None,) * len(ctx.needs_input_grad)
         check_kept(ctx.keep)
         kept, *rest = ctx.saved_tensors
         scale, rest = (None, rest) if ctx.made == 1 else (rest[0], rest[1:])

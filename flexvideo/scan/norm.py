@@ -103,9 +103,8 @@ class AddNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of what was added, the residual and the weight."""
-        function = torch.ops.flexvideo.add_norm_backward
-        total, weight = ctx.saved_tensors
-        d_total, d_hidden, d_weight = function(*grad_outputs, total, weight, ctx.eps, ctx.dtype, ctx.backend)
+        arguments = (*grad_outputs, *ctx.saved_tensors, ctx.eps, ctx.dtype, ctx.backend)
+        d_total, d_hidden, d_weight = _backward_operator(*arguments)
         added = d_total if ctx.dtype == d_total.dtype else d_hidden
         return None, added, None if ctx.first else d_total, d_weight, None, None, None
 

@@ -180,7 +180,9 @@ class SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        """Gradients of the eight tensors."""
+        """Gradients of the eight tensors; none where nothing came of the output."""
+        if grad_outputs[0] is None:
+            return (None,) * len(ctx.needs_input_grad)
         check_kept(ctx.keep)
         tensors = ctx.saved_tensors
         arguments = (grad_outputs[0], *tensors[:8], list(tensors[8:]), ctx.backend)
