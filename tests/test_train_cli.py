@@ -96,7 +96,8 @@ def test_interrupting_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch)
     """The signal comes while the first step is taken."""
     from flexvideo.train.step import Stepper
 
-    take, before = Stepper.take, signal.getsignal(signal.SIGINT)  # ignored, if the tests run in the background
+    take = Stepper.take
+    before = signal.getsignal(signal.SIGINT)  # ignored, if the tests run in the background
 
     def interrupted(self, *arguments, **settings):
         os.kill(os.getpid(), signal.SIGINT)
