@@ -52,6 +52,12 @@ def test_weights_at_odd_addresses_and_in_float64():
         check(weights, stacks, run=cuda_cpu.run)
 
 
+def test_weights_on_two_devices_are_refused():
+    message = "^The weights of one mixer lie on cpu and meta: move the whole model to one device.$"
+    with pytest.raises(BackendError, match=message):
+        gather([torch.ones(4), torch.ones(4, device="meta")], (Stack(2, WIDE),))
+
+
 def test_float64_is_refused():
     with pytest.raises(BackendError, match=r"float16 and bfloat16, got torch\.float64: use 'reference'"):
         gather([torch.ones(4)], (Stack(1, torch.float64),))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flexvideo.errors import BackendError
 from flexvideo.scan import nvrtc
 from flexvideo.scan.cuda_forward import DTYPES, number_of
 from flexvideo.scan.stacking import Stack, firsts
@@ -44,8 +45,13 @@ def gather(
     """Make the tensors, of which those that are not float32 have one dtype, in one launch.
 
     Raises:
-        BackendError: a dtype that the kernels do not have.
+        BackendError: a dtype that the kernels do not have, or weights on several devices.
     """
+    if len(devices := {weight.device for weight in weights}) > 1:  # a kernel would fault on it
+        raise BackendError(
+            f"The weights of one mixer lie on {' and '.join(sorted(map(str, devices)))}: move the whole model "
+            "to one device."
+        )
     weights = [(weight if weight.dtype in DTYPES else weight.float()).contiguous() for weight in weights]
     plan = plan_for(stacks, tuple([x.shape for x in weights]), tuple([x.dtype for x in weights]))
     outs = [weights[0].new_empty(shape, dtype=dtype) for shape, dtype in plan.outs]
