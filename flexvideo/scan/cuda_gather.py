@@ -49,8 +49,8 @@ def gather(
     """
     if len(devices := {weight.device for weight in weights}) > 1:  # a kernel would fault on it
         raise BackendError(
-            f"The weights of one mixer lie on {' and '.join(sorted(map(str, devices)))}: move the whole model "
-            "to one device."
+            f"The weights of one mixer lie on {' and '.join(sorted(map(str, devices)))}: move the whole "
+            "model to one device."
         )
     weights = [(weight if weight.dtype in DTYPES else weight.float()).contiguous() for weight in weights]
     plan = plan_for(stacks, tuple([x.shape for x in weights]), tuple([x.dtype for x in weights]))
