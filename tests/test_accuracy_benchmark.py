@@ -129,6 +129,27 @@ def test_arms_of_a_quarter_learn_as_vanilla_does(kind):
         assert scale.clips / 2 < a_step <= scale.clips
 
 
+def test_only_what_was_trained_to_its_end_is_measured(tmp_path, monkeypatch):
+    arms, scale = module("_evidence_arms"), module("_evidence_scale").TOY
+    place = arms.Place(scale, tmp_path, tmp_path, None, "cpu", lambda: 1.0, print)
+    kind, vanilla = scale.kinds[0], arms.arms(scale, scale.kinds[0])[0]
+    model, facts = tmp_path / "short-0-vanilla" / "model.safetensors", tmp_path / "short-0-vanilla-run.json"
+
+    def begin(*_):
+        raise RuntimeError("a training begins")
+
+    monkeypatch.setattr(arms, "load_start", begin)
+    model.parent.mkdir()
+    model.touch()  # of a training that was stopped
+    with pytest.raises(RuntimeError, match="a training begins"):
+        arms.run_arm(place, kind, vanilla, 0)
+    model.unlink()  # lost, and known to be finished
+    facts.touch()
+    with pytest.raises(RuntimeError, match="a training begins"):
+        arms.run_arm(place, kind, vanilla, 0)
+    assert not facts.exists()
+
+
 @pytest.mark.slow
 def test_the_whole_run_in_parts(tmp_path, capsys):
     accuracy = module("accuracy")
