@@ -29,6 +29,7 @@ from flexvideo.scan.ops import (
     conv_flops,
     gradient_wanted,
     kernels_of,
+    save,
     scan_flops,
 )
 from flexvideo.scan.reference import accumulation_dtype
@@ -247,9 +248,7 @@ class Mixer(torch.autograd.Function):
         out, saved = run(hidden, total, scale, weights, ctx.eps, ctx.keep, ctx.backend)
         made = (hidden,) if scale is None else (total, scale)
         ctx.made = len(made)
-        ctx.save_for_backward(*made, *weights, *saved)
-        ctx.mark_non_differentiable(*saved)
-        ctx.set_materialize_grads(False)  # what is kept would get zeros
+        save(ctx, (*made, *weights), saved)
         return out, *saved
 
     @staticmethod

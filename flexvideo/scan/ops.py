@@ -165,6 +165,13 @@ def _fake_conv_backward(
     return _empty(x, weight, bias)
 
 
+def save(ctx: Any, tensors: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
+    """Save for the backward pass tensors, and outputs that are kept for it and have no gradient."""
+    ctx.save_for_backward(*tensors, *kept)
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)  # what is kept would get zeros
+
+
 class SelectiveScan(torch.autograd.Function):
     """What autograd records of the scan."""
 
@@ -173,9 +180,7 @@ class SelectiveScan(torch.autograd.Function):
         """The output and what is kept."""
         out, saved = run(*inputs)
         *tensors, ctx.keep, ctx.backend = inputs
-        ctx.save_for_backward(*tensors, *saved)
-        ctx.mark_non_differentiable(*saved)
-        ctx.set_materialize_grads(False)  # what is kept would get zeros
+        save(ctx, tensors, saved)
         return out, *saved
 
     @staticmethod
