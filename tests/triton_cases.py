@@ -8,7 +8,7 @@ from scan_cases import TOLERANCES, check, conv_inputs, error, scan_inputs
 from flexvideo import VideoMamba
 from flexvideo.scan import causal_conv, selective_scan
 from flexvideo.scan.mixing import fused
-from flexvideo.scan.triton_backward import scan_backward
+from flexvideo.scan.triton_gradients import scan_backward
 from flexvideo.scan.triton_scan import Launch, launch_for, scan_forward
 
 SCAN = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")

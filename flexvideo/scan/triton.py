@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flexvideo.scan.mixing import fused
 from flexvideo.scan.ops import Kernels, operators
-from flexvideo.scan.triton_backward import scan_backward
 from flexvideo.scan.triton_conv import conv_backward, conv_forward
+from flexvideo.scan.triton_gradients import scan_backward
 from flexvideo.scan.triton_norm import norm_backward, norm_forward
 from flexvideo.scan.triton_scan import launch_for, multiprocessors, scan_forward
 
