@@ -32,6 +32,13 @@ def scan_inputs(k, b, l, d, n, *, device, dtype=torch.float32, seed=0):
     return [u, delta, A, B, C, draw(k, d).to(device), z, draw(k, d).to(device)]
 
 
+def with_every_memory(inputs, decades):
+    """The same with A from -1e-8 over so many powers of ten."""
+    inputs, generator = list(inputs), torch.Generator().manual_seed(1)
+    inputs[2] = -(10 ** (torch.rand(inputs[2].shape, generator=generator) * decades - 8))
+    return inputs
+
+
 def error(a, b):
     """Relative error, 0 where both are 0."""
     a, b = a.detach().double().cpu(), b.detach().double().cpu()

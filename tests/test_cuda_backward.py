@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_cases import emulated, error, scan_inputs, with_nvrtc
+from scan_cases import emulated, error, scan_inputs, with_every_memory, with_nvrtc
 
 from flexvideo.scan import nvrtc
 from flexvideo.scan.cuda_backward import (
@@ -162,9 +162,7 @@ def test_what_is_forgotten_is_not_looked_at(d, n):
 @emulated
 @pytest.mark.parametrize("shape", [(2, 1, 301, 17, 16), (1, 1, 193, 3, 5)])
 def test_memory_of_every_length(shape):
-    inputs = scan_inputs(*shape, device="cpu")
-    generator = torch.Generator().manual_seed(1)
-    inputs[2] = -(10 ** (torch.rand(inputs[2].shape, generator=generator) * 10 - 8))
+    inputs = with_every_memory(scan_inputs(*shape, device="cpu"), decades=10)
     expected = truth(inputs)
     for spans in (1, 2, 4):
         results = run_backward(inputs, layout(*shape[1:4], spans=spans))

@@ -3,7 +3,7 @@
 import cuda_cpu
 import pytest
 import torch
-from scan_cases import emulated, error, scan_inputs, with_nvrtc
+from scan_cases import emulated, error, scan_inputs, with_every_memory, with_nvrtc
 
 from flexvideo.errors import BackendError
 from flexvideo.scan import nvrtc
@@ -202,9 +202,7 @@ def test_nan_reaches_spans_after_its_own_where_it_is_not_forgotten(place):
 @emulated
 @pytest.mark.parametrize("shape", [(2, 1, 161, 35, 16), (1, 1, 93, 3, 5)])
 def test_memory_of_every_length(shape):
-    inputs = scan_inputs(*shape, device="cpu")
-    generator = torch.Generator().manual_seed(1)
-    inputs[2] = -(10 ** (torch.rand(inputs[2].shape, generator=generator) * 12 - 8))
+    inputs = with_every_memory(scan_inputs(*shape, device="cpu"), decades=12)
     truth = selective_scan(*(x.double() for x in inputs))
     for spans in (1, 2, 3):
         assert error(run_forward(inputs, spans=spans)[0], truth) < 1e-6

@@ -2,6 +2,7 @@
 
 import hosts
 import torch
+import torch.nn.functional as F
 from standins.parts import DIM, FRAMES, IMAGE, PATCH, pair, sequence_mix
 from torch import Tensor, nn
 
@@ -199,7 +200,8 @@ class Mamba3DModel(nn.Module):
     def resize_pos_embed(self, source: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
         if tuple(source) == tuple(target):
             return self.pos_embed
-        raise NotImplementedError("Got 5D input, but bicubic mode needs 4D input")
+        table = self.pos_embed[:, self.num_extra_tokens :].unflatten(1, source).permute(0, 4, 1, 2, 3)
+        return F.interpolate(table, size=target, mode="bicubic")  # which PyTorch does not do in 3 dimensions
 
     def forward(self, x: Tensor) -> Tensor:
         x, size = self.patch_embed(x)
