@@ -21,6 +21,7 @@ from flexvideo.data.motion import MotionSet, RenderedSet
 from flexvideo.data.posed import posed_clips
 from flexvideo.data.sampler import clip_tokens
 from flexvideo.evaluate import Cell, NativeSize, cells, extract, linear_probe, retrieval, save_result
+from flexvideo.geometry import Base
 from flexvideo.policy import Policy
 from flexvideo.train import TrainConfig, read_log, replace_head, train
 from flexvideo.train.pretrain import pretrain
@@ -30,6 +31,7 @@ from flexvideo.weights import write_atomically
 FLEXIBLE = ("static-tokens", "static-patch", "temporal", "flexivit", "flex-all")
 RESIZED, NATIVE, ZERO_SHOT = "vanilla", "vanilla, clip resized", "vanilla, zero-shot static tokens"
 PER_LENGTH = "one vanilla per T"
+OWN_OFTEN = "static-tokens, own size often"
 TASKS = ("retrieval", "probe")
 _PAPER = "paper"  # rule by which tables are resized
 _PARTS = 4  # flexible training has one of so many parts of the epochs
@@ -49,6 +51,7 @@ class Arm:
         quarter: whether it has a quarter of vanilla's epochs; otherwise as many steps, of as many tokens.
         start: whether it begins from the shared start, or from random weights.
         frames: the one frame count that it is trained and measured at; None is the model's own, or many.
+        own_often: whether every second draw of a frame count, and of a frame size, is the model's own.
         later: whether it waits until the others are done with all seeds.
     """
 
@@ -58,6 +61,7 @@ class Arm:
     quarter: bool = False
     start: bool = True
     frames: int | None = None
+    own_often: bool = False
     later: bool = False
 
 
@@ -68,6 +72,7 @@ def arms(scale: Scale, kind: Kind) -> list[Arm]:
         Arm("vanilla", None, (RESIZED, NATIVE, ZERO_SHOT, PER_LENGTH)),
         *(Arm(name, name, (name,), quarter=True) for name in FLEXIBLE),
         Arm("static-tokens, equal tokens", "static-tokens", ("static-tokens, equal tokens",)),
+        Arm(OWN_OFTEN, "static-tokens", (OWN_OFTEN,), quarter=True, own_often=True),
     ]
     more = [
         Arm("vanilla, a quarter of the epochs", None, ("vanilla, a quarter of the epochs",), quarter=True),
@@ -217,8 +222,15 @@ def _train(place: Place, kind: Kind, arm: Arm, seed: int, folder: Path) -> bool:
 
 def policy_of(scale: Scale, kind: Kind, arm: Arm) -> Policy:
     if arm.policy is not None and arm.frames is None:
-        return scale.policy(arm.policy, kind)
+        policy = scale.policy(arm.policy, kind)
+        return _own_often(policy, scale.base) if arm.own_often else policy
     return fv.Temporal(frames=(arm.frames or scale.model["num_frames"],))
+
+
+def _own_often(policy: Any, base: Base) -> Policy:
+    """What is drawn uniformly from a list is drawn as often as the list has it."""
+    frames = (*policy.frames, *[base.frames] * (len(policy.frames) - 2))
+    return replace(policy, frames=frames, sizes=(*policy.sizes, *[base.height] * (len(policy.sizes) - 2)))
 
 
 def config_of(scale: Scale, kind: Kind, arm: Arm, seed: int, clips: int) -> TrainConfig:

@@ -209,3 +209,14 @@ def test_the_models_of_the_demo(tmp_path, capsys, monkeypatch):
 def _said(accuracy, words: list[str], capsys, *, minutes: float) -> str:
     assert accuracy.main([*words, "--minutes", str(minutes)]) == 0
     return capsys.readouterr().out
+
+
+def test_own_size_often_is_every_second_draw_of_each():
+    evidence, scale = module("_evidence_arms"), module("_evidence_scale").FULL
+    for kind in scale.kinds:
+        (arm,) = [arm for arm in evidence.arms(scale, kind) if arm.own_often]
+        policy, others = evidence.policy_of(scale, kind, arm), scale.policy("static-tokens", kind)
+        assert set(policy.specs(scale.base)) == set(others.specs(scale.base))
+        drawn = [policy.sample(scale.base, seed=0, epoch=0, step=step) for step in range(2000)]
+        assert sum(spec.frames == scale.base.frames for spec in drawn) == pytest.approx(1000, abs=100)
+        assert sum(spec.height == scale.base.height for spec in drawn) == pytest.approx(1000, abs=100)
