@@ -4,9 +4,10 @@ Every candidate runs in a process of its own, since a kernel that faults takes t
 its failure is one row of the table. A variant is a candidate with other constants of `cuda_forward.py` (or,
 after `backward.` and `conv.`, of `cuda_backward.py` and `cuda_conv.py`):
 `--variants STEPS=8 STEPS=8,SHORTEST=128 backward.MOST_WARPS=8 conv.ROWS=64,conv.LOADS=2`. In the forward scan
-`LEAST_GAIN=1000` leaves every chain whole, `SHORTEST=1000000` does not split time; in the backward scan
-`backward.PASSES=1000000` does not. What it costs to split time depends on how long states remember: here as a
-VideoMamba begins (128 to 134 steps), with `--long` thousands of steps.
+`LEAST_GAIN=1000` leaves every chain whole, `SHORTEST=1000000` does not split time, `MOST_WARPS=2` and
+`LEAST_WARPS=4` have blocks of one size; in the backward scan `backward.PASSES=1000000` does not split time.
+What it costs to split time depends on how long states remember: here as a VideoMamba begins (128 to 134
+steps), with `--long` thousands of steps.
 """
 
 import argparse

@@ -22,6 +22,7 @@
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((section("cuda_shared")))
 #define KEEP(kind, value)
+#define GLOBAL(pointer)
 #define RENEW(x)
 #define DYNAMIC_SHARED(name) float4* name = (float4*)cpu::dynamic_shared
 

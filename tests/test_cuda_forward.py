@@ -16,6 +16,7 @@ from flexvideo.scan.cuda_forward import (
     groups,
     kept,
     launch_for,
+    room_of_block,
     scan_forward,
 )
 from flexvideo.scan.reference import selective_scan
@@ -23,13 +24,13 @@ from flexvideo.scan.reference import selective_scan
 TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
-def launch(shape, *, spans: int = 1, span: int | None = None, extra: int = 0) -> Launch:
+def launch(shape, *, warps: int = 2, spans: int = 1, span: int | None = None, extra: int = 0) -> Launch:
     """One chain along time, or several; a block of threads walks `extra` tiles more than one."""
     _, b, l, d, n = shape
     span = span or -(-l // (spans * STEPS)) * STEPS
     spans, share = -(-l // span), span // STEPS + extra
-    tiles = b * groups(d) * spans * span // STEPS
-    return Launch(-(-n // 4), span, spans, Deal(-(-tiles // share), share, 5))
+    tiles = b * groups(d, warps) * spans * span // STEPS
+    return Launch(-(-n // 4), warps, span, spans, Deal(-(-tiles // share), share, 10 // warps))
 
 
 def run_forward(inputs, *, keep=True, **sizes):
@@ -87,6 +88,16 @@ def test_agrees_with_the_reference(dtype):
 )
 def test_agrees_at_odd_sizes(shape, dtype):
     agrees(shape, dtype)
+
+
+@emulated
+@pytest.mark.parametrize("warps", [1, 4])
+def test_blocks_of_any_size_give_the_same_bits(warps):
+    inputs = scan_inputs(2, 2, 67, 70, 16, device="cpu")
+    for spans in (1, 2):
+        results = run_forward(inputs, spans=spans), run_forward(inputs, spans=spans, warps=warps, extra=2)
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one, other)
 
 
 @emulated
@@ -289,32 +300,41 @@ def test_launches_are_whole(n):
             assert kept(l, n)[0] * BLOCK >= l
             assert kept(l, n)[1] == 4 * layout.held >= n
             dealt, tiles = layout.walk, layout.span // STEPS
-            of_all = layout.spans * groups(1152) * b * tiles
+            of_all = layout.spans * groups(1152, layout.warps) * b * tiles
             assert dealt.share >= tiles
             assert dealt.share * (dealt.grid - 1) < of_all <= dealt.share * dealt.grid
             # blocks of threads that wait for each other run at the same time
             assert dealt.share == tiles or dealt.grid <= dealt.resident * 132
-            assert dealt.resident <= blocks_resident(layout.held)
+            assert dealt.resident <= blocks_resident(layout.held, layout.warps)
 
 
 def test_work_is_dealt_out_where_that_gains():
-    assert launch_for(16, 3137, 1152, 16, **H100).walk == Deal(528, 215, 4)  # 576 chains of 197 tiles
-    assert launch_for(18, 3137, 1152, 16, **H100).walk == Deal(648, 197, 5)  # 4.9 a multiprocessor
-    assert launch_for(20, 3137, 1152, 16, **H100).walk == Deal(660, 215, 5)  # not a second wave for 60
-    assert launch_for(16, 197, 1152, 16, **H100).walk == Deal(576, 13, 5)  # soon done
+    assert launch_for(16, 3137, 1152, 16, **H100).walk == Deal(264, 215, 2)  # 288 chains of 197 tiles
+    assert launch_for(14, 3137, 1152, 16, **H100).walk == Deal(252, 197, 2)  # 1.9 a multiprocessor
+    assert launch_for(20, 3137, 1152, 16, **H100).walk == Deal(264, 269, 2)  # not a second wave for 96
+    assert launch_for(14, 197, 1152, 16, **H100).walk == Deal(252, 13, 2)  # soon done
 
 
 def test_blocks_share_the_memory_of_a_multiprocessor():
     small = {"multiprocessors": 84, "shared": 100 << 10}  # of such as sm_86
-    for n, most in ((8, 4), (16, 4), (24, 3)):
-        assert max(launch_for(b, 3137, 1152, n, **small).walk.resident for b in (1, 12, 16)) == most
+    for n, warps, most in ((8, 4, 2), (16, 4, 2), (24, 4, 2), (32, 2, 3), (64, 2, 2)):
+        for b in (1, 12, 16):
+            layout = launch_for(b, 3137, 1152, n, **small)
+            assert layout.warps == warps
+            assert layout.walk.resident <= most
+            assert layout.walk.resident * (room_of_block(layout.held, warps) + 1024) <= small["shared"]
 
 
 def test_time_is_split_where_the_device_would_be_idle():
     layouts = [launch_for(b, 50192 // b, 1152, 16, **H100) for b in (16, 8, 4, 2, 1)]
-    assert [layout.spans for layout in layouts] == [1, 3, 5, 10, 19]
+    assert [layout.spans for layout in layouts] == [1, 2, 4, 8, 15]
     assert launch_for(1, 40, 1152, 16, **H100).spans == 1
     assert launch_for(0, 40, 1152, 16, **H100).walk.grid == 0
+
+
+def test_whole_lines_are_read_where_there_are_channels_enough():
+    assert launch_for(2, 3137, 1152, 16, **H100).warps == 4
+    assert launch_for(1, 3137, 1152, 16, **H100).warps == 2  # more blocks, of fewer channels each
 
 
 def test_too_many_states_are_refused():
@@ -339,9 +359,10 @@ def variants():
     common |= {"PAIRS": 1, "QUADS": 1, "BLOCKS": 5}
     walk = {"ENDS": 0, "SAVE": 1, "CARRY": 0}
     for dtype in (0, 1, 2):
-        for kind in ({}, {"SAVE": 0}, {"CARRY": 1}, {"BLOCKS": 4}):
+        for kind in ({}, {"SAVE": 0}, {"CARRY": 1}, {"BLOCKS": 4}, {"WARPS": 4, "BLOCKS": 2}):
             yield {"DTYPE": dtype, **common, **walk, **kind}
-        yield {"DTYPE": dtype, **common, "ENDS": 1}
+        for layout in ({}, {"WARPS": 4, "BLOCKS": 2}):
+            yield {"DTYPE": dtype, **common, "ENDS": 1, **layout}
     yield {"DTYPE": 2, **common, **walk, "PAIRS": 0, "QUADS": 0}
     yield {"DTYPE": 2, **common, **walk, "DIRECTIONS": 1, "BLOCKS": 10}
     yield {"DTYPE": 0, **common, **walk, "STATES": 64, "HELD": 16, "BLOCKS": 2}

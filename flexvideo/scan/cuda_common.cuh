@@ -8,6 +8,7 @@
 #ifndef CUDA_ON_CPU
 #define KERNEL(name)  // kernels are found by their names
 #define KEEP(kind, value) asm("" : kind(value))  // in registers, rather than found anew at every use
+#define GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))  // so that shared memory is read ahead of stores to it
 #define RENEW(x) asm volatile("" : "+r"(x))  // what follows from it is found anew, rather than kept in registers
 #define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
 

@@ -489,6 +489,7 @@ DEVICE void walk_piece(const Problem& in, Tile* halves, int chain, int begin, in
     walk.gates = cursor_of(at, t + at.sign * at.lane, (int)in.z_l);
     walk.of = first_states(in.A, carry, at, D, CARRY || begin > 0);
     KEEP("+l", walk.out);
+    GLOBAL(walk.out);
     walk.skip = load_channels(in.skip, at, D);
 #if SAVE
     if (first == 0) store_states(walk.states, walk.of, D, at.width);

@@ -10,23 +10,26 @@ from torch import Tensor
 from flexvideo.errors import BackendError
 from flexvideo.scan import nvrtc
 
-WARPS = 2  # of a block and direction
+LEAST_WARPS, MOST_WARPS = 2, 4  # of a block and direction
 STEPS = 16  # of a tile
 BLOCKS = 5  # of 4 warps that a multiprocessor holds at a time
 BLOCK = 64  # steps between two states kept for the backward pass
 SHORTEST = 64  # steps of a span
 LEAST_GAIN = 5  # percent of counted time, for which chains are cut
-# What layouts are counted by. What a multiprocessor with so many blocks of 4 warps reaches of its full speed:
-# measured on an H100, where 3137 steps of 1 to 5 blocks took 475, 561, 679, 821 and 977 us.
-SPEED = (1.0, 0.41, 0.69, 0.855, 0.943, 0.99)
+# What layouts are counted by: nanoseconds that a multiprocessor takes for a step of all its blocks, by the
+# warps of a block and direction and by how many blocks it holds; measured on an H100 with 3137 steps.
+# 4 warps read whole lines of 128 bytes, which gains a tenth.
+STEP_TIMES = {2: (151, 179, 216, 262, 305), 4: (155, 222)}
 # Steps that the pass before the pass takes of a span: it looks back until nothing is left, 9 tiles where
 # A is -1 to -16 and dt about log 2, as a VideoMamba begins. Weights that remember longer take up to the span.
-ENDS_STEPS = 144
-PASSES = 100  # steps of a multiprocessor that two more launches take, of 62 ns each
-CUTTING = 50  # as many that flags and a second beginning take
+# The more channels a block has, the longer all of them wait for the one that looks back furthest.
+ENDS_STEPS = {2: 144, 4: 184}
+PASSES = 6200  # nanoseconds that two more launches take
+CUTTING = 3100  # nanoseconds that flags and a second beginning take
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MOST_STATES = 64
 TAKEN = 1024  # bytes of shared memory that CUDA takes for a block
+MOST_ROOM = 48 << 10  # bytes of it that a block may have where no more is asked for
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Launch:
 
     Args:
         held: states of a channel a lane.
+        warps: of a block of threads and direction, of 16 channels each.
         span: steps of a chain.
         spans: chains that time is split into.
         walk: who does what of the pass. In the pass before it, which finds the states that spans but the
@@ -57,62 +61,84 @@ class Launch:
     """
 
     held: int
+    warps: int
     span: int
     spans: int
     walk: Deal
+
+
+@dataclass(frozen=True)
+class Device:
+    """What there is for blocks of so many warps.
+
+    Args:
+        warps: of a block of threads and direction.
+        resident: blocks of threads, of both directions, that a multiprocessor holds at a time.
+        multiprocessors: of the device.
+    """
+
+    warps: int
+    resident: int
+    multiprocessors: int
+
+    def whole(self, chains: int, steps: int) -> int:
+        """Nanoseconds for so many steps of each chain, with a block of threads for each."""
+        waves, rest = divmod(chains, self.resident * self.multiprocessors)
+        last = self.step(-(-rest // self.multiprocessors)) if rest else 0
+        return steps * (waves * self.step(self.resident) + last)
+
+    def step(self, blocks: int) -> int:
+        """Nanoseconds for a step of so many blocks of a multiprocessor."""
+        return STEP_TIMES[self.warps][blocks - 1]
 
 
 @functools.cache
 def launch_for(b: int, l: int, d: int, n: int, *, multiprocessors: int, shared: int) -> Launch:
     """The layout for a shape, on multiprocessors of so much shared memory: that of the least counted time.
 
-    Where a block of threads for every 32 channels would leave most of the device idle, time is split into
-    spans: cheap where weights forget soon, and half as much again where they never do.
+    Where a block of threads for every 32 or 64 channels would leave most of the device idle, time is split
+    into spans: cheap where weights forget soon, and half as much again where they never do.
     """
-    held, programs = -(-n // 4), b * groups(d)
-    device = min(blocks_resident(held), shared // (room_of_block(held) + TAKEN)), multiprocessors
-    most = max(1, min(-(-device[0] * multiprocessors // max(1, programs)), l // SHORTEST))
-    layouts = [split(programs, l, held, spans, *device) for spans in range(1, most + 1)]
+    held, layouts = -(-n // 4), []
+    for warps in STEP_TIMES:
+        room = room_of_block(held, warps)
+        if not LEAST_WARPS <= warps <= MOST_WARPS or room > MOST_ROOM:
+            continue
+        resident = min(blocks_resident(held, warps), shared // (room + TAKEN))
+        device, chains = Device(warps, resident, multiprocessors), b * groups(d, warps)
+        most = max(1, min(-(-resident * multiprocessors // max(1, chains)), l // SHORTEST))
+        layouts += [split(chains, l, held, spans, device) for spans in range(1, most + 1)]
     return min(layouts, key=lambda counted: counted[0])[1]
 
 
-def groups(d: int) -> int:
+def groups(d: int, warps: int) -> int:
     """Chains that so many channels take."""
-    return -(-d // (16 * WARPS))
+    return -(-d // (16 * warps))
 
 
-def split(
-    programs: int, l: int, held: int, spans: int, resident: int, multiprocessors: int
-) -> tuple[float, Launch]:
-    """Counted time, in steps of a multiprocessor at full speed, and layout with about this many spans."""
+def split(chains: int, l: int, held: int, spans: int, device: Device) -> tuple[int, Launch]:
+    """Counted time in nanoseconds, and layout with about this many spans."""
     span = -(-l // (spans * STEPS)) * STEPS
     spans = -(-l // span)
-    time, walk = deal(programs * spans, span, resident, multiprocessors)
+    time, walk = deal(chains * spans, span, device)
     if spans > 1:
-        time += whole(programs * (spans - 1), min(span, ENDS_STEPS), resident, multiprocessors) + PASSES
-    return time, Launch(held, span, spans, walk)
+        time += device.whole(chains * (spans - 1), min(span, ENDS_STEPS[device.warps])) + PASSES
+    return time, Launch(held, device.warps, span, spans, walk)
 
 
-def deal(chains: int, span: int, resident: int, multiprocessors: int) -> tuple[float, Deal]:
-    """Counted time, in steps of a multiprocessor at full speed, and the layout that takes it.
+def deal(chains: int, span: int, device: Device) -> tuple[int, Deal]:
+    """Counted time in nanoseconds, and the layout that takes it.
 
     A block of threads for each chain leaves some multiprocessors with one more than others. In equal shares
     each has as many as the least busy one had, and a chain is cut where a share ends.
     """
-    uncut, tiles = whole(chains, span, resident, multiprocessors), span // STEPS
-    if fewest := min(resident, chains // multiprocessors):
-        share = -(-chains * tiles // (fewest * multiprocessors))
-        time = share * STEPS * fewest / SPEED[fewest] + CUTTING
+    uncut, tiles = device.whole(chains, span), span // STEPS
+    if fewest := min(device.resident, chains // device.multiprocessors):
+        share = -(-chains * tiles // (fewest * device.multiprocessors))
+        time = share * STEPS * device.step(fewest) + CUTTING
         if 100 * uncut >= (100 + LEAST_GAIN) * time:
             return time, Deal(-(-chains * tiles // share), share, fewest)
-    return uncut, Deal(chains, tiles, resident)
-
-
-def whole(chains: int, steps: int, resident: int, multiprocessors: int) -> float:
-    """Counted time of so many steps of each chain, with a block of threads for each."""
-    waves, rest = divmod(chains, resident * multiprocessors)
-    fullest = -(-rest // multiprocessors)
-    return steps * (waves * resident / SPEED[resident] + fullest / SPEED[fullest])
+    return uncut, Deal(chains, tiles, device.resident)
 
 
 def kept(l: int, n: int) -> tuple[int, int]:
@@ -155,12 +181,12 @@ def scan_forward(
         "STATES": n,
         "HELD": launch.held,
         "STEPS": STEPS,
-        "WARPS": WARPS,
+        "WARPS": launch.warps,
         "KEPT": BLOCK,
         "PAIRS": int(aligned(2, u, delta, z)),
         "QUADS": int(n % 4 == 0 and aligned(4, B, C)),
     }
-    threads = 32 * WARPS * k
+    threads, parts = 32 * launch.warps * k, groups(d, launch.warps)
 
     def start(kernel: str, blocks: int, *arguments: Tensor | int, **kind: int) -> None:
         defines = variant | {"BLOCKS": deal.resident * 2 // k} | kind
@@ -168,10 +194,10 @@ def scan_forward(
 
     if spans > 1:
         decay = torch.empty(k, b, spans, d, device=u.device)
-        tensors, blocks = (u, delta, A, B, delta_bias, carry, decay), groups(d) * (spans - 1) * b
+        tensors, blocks = (u, delta, A, B, delta_bias, carry, decay), parts * (spans - 1) * b
         start("ends_kernel", blocks, *tensors, l, d, b, launch.span, spans, *B.stride()[:3], ENDS=1)
         chain(carry, decay, A, last=False, run=run)
-    flags = torch.zeros(groups(d) * spans * b if cut else 0, dtype=torch.int32, device=u.device)
+    flags = torch.zeros(parts * spans * b if cut else 0, dtype=torch.int32, device=u.device)
     tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, states, flags)
     sizes = (l, d, b, rows, launch.span, spans, *z.stride()[:2], *B.stride()[:3], *C.stride()[:3])
     kind = {"ENDS": 0, "SAVE": int(keep), "CARRY": int(spans > 1)}
@@ -179,14 +205,14 @@ def scan_forward(
     return out, states
 
 
-def room_of_block(held: int) -> int:
+def room_of_block(held: int, warps: int) -> int:
     """Shared memory of a block in both directions: two tiles of B and C, and of dt and dt u of each pair."""
-    return 2 * 16 * STEPS * 2 * (2 * held + 8 * WARPS)
+    return 2 * 16 * STEPS * 2 * (2 * held + 8 * warps)
 
 
-def blocks_resident(held: int) -> int:
+def blocks_resident(held: int, warps: int) -> int:
     """Blocks, of both directions, that a multiprocessor has registers for: fewer of more states a lane."""
-    return min(BLOCKS, max(2, BLOCKS + 2 - -(-held // 2)))
+    return max(1, min(BLOCKS, max(2, BLOCKS + 2 - -(-held // 2))) * 2 // warps)
 
 
 def number_of(dtype: torch.dtype) -> int:
