@@ -24,7 +24,7 @@ from flexvideo.data.index import Packet, VideoIndex, index_of
 from flexvideo.errors import MissingExtraError, VideoError, VideoWarning
 
 Writer = Callable[[Path], Path]
-DAMAGED = {videos.truncated_mp4, videos.scratched}
+DAMAGED = {videos.truncated_mp4, videos.scratched, videos.patched_up}
 COUNTED = {
     videos.avi_b,
     videos.avi_h264,
@@ -137,6 +137,16 @@ def test_damage_that_shows(video, threads: int) -> None:
     ):
         frames = read_frames(path, lambda index: range(len(index)), threads=threads)
     assert torch.equal(frames, truth)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_damage_that_the_decoder_fills_in(video, threads: int) -> None:
+    """What it fills in, and hands on to the frames after it, depends on where decoding began."""
+    path, truth = video(videos.patched_up)
+    for number in (12, 13, 23):
+        with pytest.warns(VideoWarning, match=r"patched.ts is damaged \(frame 12 lacks a part\): only"):
+            assert torch.equal(read_frames(path, [number], threads=threads), truth[[number]])
+    assert torch.equal(read_frames(path, [5, 30], threads=threads), truth[[5, 30]])
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -225,6 +225,19 @@ def scratched(folder: Path) -> Path:
     return path
 
 
+def patched_up(folder: Path) -> Path:
+    """Bytes overwritten in the second keyframe of a transport stream: the decoder fills in what it lacks."""
+    noise = torch.randint(256, (36, 48, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    path = encode(folder / "patched.ts", (pictures(36) // 2 + noise // 8), bframes=2)
+    with av.open(str(path)) as container:
+        keys = [packet.pos for packet in container.demux(video=0) if packet.is_keyframe]
+    data = bytearray(path.read_bytes())
+    middle = keys[1] + 188 * 4 + 90  # far from the headers of packets, which are 188 bytes long
+    data[middle : middle + 8] = bytes(8)
+    path.write_bytes(data)
+    return path
+
+
 def wrong_header(folder: Path) -> Path:
     """An AVI whose header promises 9,999 frames."""
     path = encode(folder / "header.avi", pictures(30), codec="mpeg4")
@@ -293,6 +306,7 @@ AWKWARD = [
     truncated_mp4,
     truncated_mkv,
     scratched,
+    patched_up,
     wrong_header,
     rotated,
     changing_size,

@@ -124,7 +124,11 @@ def _counted(path: str | Path) -> VideoIndex:
     errors: list[str] = []
     # One thread: with more, how many frames are lost to a broken packet depends on the number of threads.
     with _opened(path, 1) as (container, stream):
-        stamps = [frame.pts for frame in _decoded(container, stream, errors)]
+        stamps = []
+        for number, frame in enumerate(_decoded(container, stream, errors)):
+            stamps.append(frame.pts)
+            if frame.is_corrupt:
+                errors.append(f"frame {number} lacks a part")
         unit, rate = stream.time_base or Fraction(1), stream.average_rate or Fraction(25)
     if not stamps:
         raise VideoError(f"{path} has a video stream, but not one of its frames can be decoded.")
@@ -155,14 +159,24 @@ def _by_seeking(
         keys = index.keys_before(target)
         if keys[-1] > here:
             frames = _sought(container, stream, keys, target, errors)
-        frame = next((frame for frame in frames if frame.pts is None or frame.pts >= target), None)
-        if errors or frame is None or frame.pts != target or frame.is_corrupt:
+        frame = _reached(frames, target)
+        if errors or frame is None or frame.pts != target:
             return None
         if (frame.width, frame.height) != size:
             return None
         found[number] = convert(frame)
         here = target
     return found
+
+
+def _reached(frames: "Iterator[VideoFrame]", target: int) -> "VideoFrame | None":
+    """The first frame at or after a time; None where it, or one on the way that it is made of, is damaged."""
+    for frame in frames:
+        if frame.is_corrupt:
+            return None
+        if frame.pts is None or frame.pts >= target:
+            return frame
+    return None
 
 
 def _sought(
