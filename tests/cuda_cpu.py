@@ -11,8 +11,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from flexvideo.scan import nvrtc
+
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
-SCAN = Path(__file__).parent.parent / "flexvideo" / "scan"
+SCAN = nvrtc.FOLDER
 FLAGS = ("-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-include", str(HEADER), f"-I{SCAN}")
 
 
@@ -24,7 +26,7 @@ def compiler() -> str | None:
 @functools.cache
 def library(source: str, defines: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     """One variant of a .cu file as a shared library, kept between runs of the tests."""
-    texts = [path.read_bytes() for path in (HEADER, SCAN / "cuda_common.cuh", SCAN / source)]
+    texts = [HEADER.read_bytes(), *nvrtc.texts_of(source).values()]
     macros = [f"-D{name}={value}" for name, value in defines]
     key = hashlib.sha256(b"\0".join((*texts, " ".join((*FLAGS, *macros)).encode()))).hexdigest()
     folder = Path(tempfile.gettempdir()) / f"flexvideo-cuda-on-cpu-{os.getuid()}"

@@ -292,15 +292,17 @@ def test_time_is_split_where_that_counts_less_than_idle_blocks_of_threads():
 
 
 def variants():
-    """Macros of every kind of kernel that is compiled for a model."""
+    """Sources and macros of every kind of kernel that is compiled for a model."""
     launch = backward_launch_for(2, 16, 50, 1152, 16, **H100)
     for dtype in TOLERANCES:
-        for ends, carry in ((0, 0), (1, 0), (0, 1)):
-            yield macros(dtype, 2, 16, 16, launch, even=True, remake=True) | {"ENDS": ends, "CARRY": carry}
-    yield macros(torch.bfloat16, 2, 16, 16, launch, even=False, remake=False)
-    yield macros(torch.bfloat16, 1, 16, 16, launch, even=True, remake=False)
+        defines = macros(dtype, 2, 16, 16, launch, even=True, remake=True)
+        yield "cuda_back_ends.cu", defines
+        for carry in (0, 1):
+            yield "cuda_backward.cu", defines | {"CARRY": carry}
+    yield "cuda_backward.cu", macros(torch.bfloat16, 2, 16, 16, launch, even=False, remake=False)
+    yield "cuda_backward.cu", macros(torch.bfloat16, 1, 16, 16, launch, even=True, remake=False)
     wide = backward_launch_for(2, 16, 50, 1152, 64, multiprocessors=16, shared=101376)
-    yield macros(torch.float32, 2, 64, 64, wide, even=True, remake=True)
+    yield "cuda_backward.cu", macros(torch.float32, 2, 64, 64, wide, even=True, remake=True)
 
 
 @pytest.mark.slow
@@ -308,5 +310,5 @@ def variants():
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_compiles(architecture, tmp_path, monkeypatch):
     monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
-    for defines in variants():
-        assert nvrtc.compiled("cuda_backward.cu", tuple(defines.items()), architecture)
+    for source, defines in variants():
+        assert nvrtc.compiled(source, tuple(defines.items()), architecture)

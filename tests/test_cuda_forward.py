@@ -354,19 +354,19 @@ def test_too_long_sequences_are_refused():
 
 
 def variants():
-    """Macros of every kind of kernel that is compiled for a model."""
-    common = {"DIRECTIONS": 2, "STATES": 16, "HELD": 4, "STEPS": STEPS, "WARPS": 2, "KEPT": BLOCK}
+    """Sources and macros of every kind of kernel that is compiled for a model."""
+    common = {"DIRECTIONS": 2, "STATES": 16, "HELD": 4, "STEPS": STEPS, "WARPS": 2}
     common |= {"PAIRS": 1, "QUADS": 1, "BLOCKS": 5}
-    walk = {"ENDS": 0, "SAVE": 1, "CARRY": 0}
+    walk = {"SAVE": 1, "CARRY": 0, "KEPT": BLOCK}
     for dtype in (0, 1, 2):
         for kind in ({}, {"SAVE": 0}, {"CARRY": 1}, {"BLOCKS": 4}, {"WARPS": 4, "BLOCKS": 2}):
-            yield {"DTYPE": dtype, **common, **walk, **kind}
-        for layout in ({}, {"WARPS": 4, "BLOCKS": 2}):
-            yield {"DTYPE": dtype, **common, "ENDS": 1, **layout}
-    yield {"DTYPE": 2, **common, **walk, "PAIRS": 0, "QUADS": 0}
-    yield {"DTYPE": 2, **common, **walk, "DIRECTIONS": 1, "BLOCKS": 10}
-    yield {"DTYPE": 0, **common, **walk, "STATES": 64, "HELD": 16, "BLOCKS": 2}
-    yield {"DTYPE": 0, **common, "STATES": 64, "HELD": 16, "BLOCKS": 2, "ENDS": 1}
+            yield "cuda_forward.cu", {"DTYPE": dtype, **common, **walk, **kind}
+        for kind in ({}, {"WARPS": 4, "BLOCKS": 2}):
+            yield "cuda_ends.cu", {"DTYPE": dtype, **common, **kind}
+    yield "cuda_forward.cu", {"DTYPE": 2, **common, **walk, "PAIRS": 0, "QUADS": 0}
+    yield "cuda_forward.cu", {"DTYPE": 2, **common, **walk, "DIRECTIONS": 1, "BLOCKS": 10}
+    yield "cuda_forward.cu", {"DTYPE": 0, **common, **walk, "STATES": 64, "HELD": 16, "BLOCKS": 2}
+    yield "cuda_ends.cu", {"DTYPE": 0, **common, "STATES": 64, "HELD": 16, "BLOCKS": 2}
 
 
 @pytest.mark.slow
@@ -374,7 +374,7 @@ def variants():
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_compiles(architecture, tmp_path, monkeypatch):
     monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
-    for defines in variants():
-        assert nvrtc.compiled("cuda_forward.cu", tuple(defines.items()), architecture)
+    for source, defines in variants():
+        assert nvrtc.compiled(source, tuple(defines.items()), architecture)
     assert nvrtc.compiled("cuda_chain.cu", (("STATES", 16), ("PADDED", 16)), architecture)
     assert len(list(tmp_path.iterdir())) == len(list(variants())) + 1

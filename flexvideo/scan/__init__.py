@@ -13,6 +13,7 @@ tensors. Sequences are channel-last.
 from jaxtyping import Float
 from torch import Tensor
 
+from flexvideo.errors import GeometryError
 from flexvideo.scan import mixing as mixing
 from flexvideo.scan import ops as ops  # an exported program needs the operators, whichever backend runs
 from flexvideo.scan.mixing import Fused as Fused
@@ -52,6 +53,7 @@ def selective_scan(
         backend: "auto" or a name of `available_backends()`.
 
     Raises:
+        GeometryError: shapes that do not belong together.
         ConfigError: an unknown backend.
         BackendError: a backend that cannot run here.
 
@@ -64,6 +66,14 @@ def selective_scan(
 
     Source: Mamba (arXiv 2312.00752), algorithm 2; both directions as in Vision Mamba (arXiv 2401.09417).
     """
+    (k, b, l, d), n = u.shape, A.shape[-1]
+    _check("delta", delta, (k, b, l, d))
+    _check("A", A, (k, d, n))
+    _check("B", B, (k, b, l, n))
+    _check("C", C, (k, b, l, n))
+    _check("D", D, (k, d))
+    _check("z", z, (b, l, d))
+    _check("delta_bias", delta_bias, (k, d))
     module = backend_for(backend, u.device.type, u.dtype)
     return module.selective_scan(u, delta, A, B, C, D, z, delta_bias)
 
@@ -84,6 +94,7 @@ def causal_conv(
         backend: "auto" or a name of `available_backends()`.
 
     Raises:
+        GeometryError: shapes that do not belong together.
         ConfigError: an unknown backend.
         BackendError: a backend that cannot run here.
 
@@ -93,6 +104,9 @@ def causal_conv(
         >>> causal_conv(torch.ones(1, 5, 4), torch.ones(2, 4, 3), torch.zeros(2, 4)).shape
         torch.Size([2, 1, 5, 4])
     """
+    k, d, w = weight.shape
+    _check("weight", weight, (k, x.shape[-1], w))
+    _check("bias", bias, (k, d))
     module = backend_for(backend, x.device.type, x.dtype)
     return module.causal_conv(x, weight, bias)
 
@@ -115,3 +129,9 @@ def fused_operators(x: Float[Tensor, "b l d"], *, backend: str = "auto") -> Fuse
         True
     """
     return getattr(backend_for(backend, x.device.type, x.dtype), "FUSED", None)
+
+
+def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse what a kernel, which sees addresses alone, would read past the end of."""
+    if x.shape != shape:
+        raise GeometryError(f"`{name}` has the shape {tuple(x.shape)}, and {shape} goes with the others.")

@@ -1,8 +1,9 @@
 """The scan on NVIDIA GPUs by kernels in CUDA C, compiled by NVRTC at first use: neither a toolkit nor Triton.
 
-`cuda_forward.*`, `cuda_chain.cu` and `cuda_backward.*` hold the scan, `cuda_conv.*` the convolution,
-`cuda_norm.*` the normalisation, `cuda_gather.*` the stacking of weights, `cuda_common.cuh` what they share;
-`nvrtc.py` compiles and starts them.
+`cuda_forward.*` (with `cuda_tile.cuh`, `cuda_ends.cu` and `cuda_chain.cu`) and `cuda_backward.*` (with
+`cuda_back*`) hold the scan, `cuda_conv.*` the convolution, `cuda_norm.*` the normalisation,
+`cuda_gather.*` the stacking of weights, `cuda_common.cuh` what they share; `nvrtc.py` compiles and starts
+them.
 Float64 is left to the reference. The Triton kernels do the same more slowly.
 """
 

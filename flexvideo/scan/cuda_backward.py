@@ -1,4 +1,4 @@
-"""Starts the kernels of `cuda_backward.cu`: the gradients of the selective scan."""
+"""Starts the kernels of `cuda_backward.cu` and `cuda_back_ends.cu`: the gradients of the selective scan."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor
 from flexvideo.scan import nvrtc
 from flexvideo.scan.cuda_forward import BLOCK, DTYPES, aligned, chain
 
-SOURCE = "cuda_backward.cu"
+SOURCE, ENDS_SOURCE = "cuda_backward.cu", "cuda_back_ends.cu"
 TILES = 16  # of a block
 WARP_CHANNELS = 16
 MOST_WARPS = 12  # of a multiprocessor, at 168 registers a thread
@@ -107,7 +107,6 @@ def macros(
         "FAR": int(launch.far),
         "EVEN": int(even),
         "REMAKE": int(remake),
-        "ENDS": 0,
         "CARRY": int(launch.spans > 1),
     }
 
@@ -150,16 +149,16 @@ def scan_backward(
     even = aligned(2, grad, u, delta, z)
     variant = macros(u.dtype, k, n, states.shape[3], launch, even=even, remake=remake)
 
-    def walk(grid: int, share: int, defines: dict[str, int]) -> None:
-        aside = not (launch.far or defines["ENDS"])
+    def walk(source: str, grid: int, share: int, defines: dict[str, int]) -> None:
+        aside = source == SOURCE and not launch.far
         shared = shared_bytes(k, n, launch.warps, aside=aside)
         sizes, numbers = ((grid, 1, 1), k * launch.warps * 32), (*shape, share, *strides)
-        run(SOURCE, "scan_backward", *sizes, *tensors, flags, *numbers, defines=defines, shared=shared)
+        run(source, "scan_backward", *sizes, *tensors, flags, *numbers, defines=defines, shared=shared)
 
     if spans > 1:
-        walk(parts * (spans - 1) * b, launch.span // BLOCK, variant | {"ENDS": 1, "CARRY": 0})
+        walk(ENDS_SOURCE, parts * (spans - 1) * b, launch.span // BLOCK, variant | {"CARRY": 0})
         chain(carry, decay, A, last=True, run=run)
-    walk(launch.grid, launch.share, variant)
+    walk(SOURCE, launch.grid, launch.share, variant)
     dB, dC = B.new_empty(k, b, l, n), C.new_empty(k, b, l, n)
     grid = (-(-l * 2 * padded // 256), b, k)
     run(SOURCE, "add_sums", grid, 256, dbc, dB, dC, l, rows, parts, defines=variant)

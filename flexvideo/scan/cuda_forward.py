@@ -182,26 +182,25 @@ def scan_forward(
         "HELD": launch.held,
         "STEPS": STEPS,
         "WARPS": launch.warps,
-        "KEPT": BLOCK,
+        "BLOCKS": deal.resident * 2 // k,
         "PAIRS": int(aligned(2, u, delta, z)),
         "QUADS": int(n % 4 == 0 and aligned(4, B, C)),
     }
     threads, parts = 32 * launch.warps * k, groups(d, launch.warps)
 
-    def start(kernel: str, blocks: int, *arguments: Tensor | int, **kind: int) -> None:
-        defines = variant | {"BLOCKS": deal.resident * 2 // k} | kind
-        run("cuda_forward.cu", kernel, (blocks, 1, 1), threads, *arguments, defines=defines)
+    def start(source: str, kernel: str, blocks: int, *arguments: Tensor | int, **kind: int) -> None:
+        run(source, kernel, (blocks, 1, 1), threads, *arguments, defines=variant | kind)
 
     if spans > 1:
         decay = torch.empty(k, b, spans, d, device=u.device)
         tensors, blocks = (u, delta, A, B, delta_bias, carry, decay), parts * (spans - 1) * b
-        start("ends_kernel", blocks, *tensors, l, d, b, launch.span, spans, *B.stride()[:3], ENDS=1)
+        start("cuda_ends.cu", "ends_kernel", blocks, *tensors, l, d, b, launch.span, spans, *B.stride()[:3])
         chain(carry, decay, A, last=False, run=run)
     flags = torch.zeros(parts * spans * b if cut else 0, dtype=torch.int32, device=u.device)
     tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, states, flags)
     sizes = (l, d, b, rows, launch.span, spans, *z.stride()[:2], *B.stride()[:3], *C.stride()[:3])
-    kind = {"ENDS": 0, "SAVE": int(keep), "CARRY": int(spans > 1)}
-    start("scan_kernel", deal.grid, *tensors, deal.share, *sizes, **kind)
+    kind = {"SAVE": int(keep), "CARRY": int(spans > 1), "KEPT": BLOCK}
+    start("cuda_forward.cu", "scan_kernel", deal.grid, *tensors, deal.share, *sizes, **kind)
     return out, states
 
 

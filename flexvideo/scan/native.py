@@ -4,6 +4,7 @@ The file name is a hash of the source, the flags and everything that the compile
 (its own version included), so that a home shared by different machines is safe, and so is a compiler update.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -40,8 +41,10 @@ def library() -> ctypes.CDLL:
     target = _run((*compiler.split(), tune, "-dM", "-E", "-x", "c", os.devnull))
     key = hashlib.sha256(b"\0".join((SOURCE.read_bytes(), " ".join(command).encode(), target))).hexdigest()
     path = cache_folder() / f"scan-{key[:32]}.so"
-    if not path.exists():
-        _compile(command, path)
+    if path.exists():
+        with contextlib.suppress(OSError):  # a file that was damaged is made anew
+            return ctypes.CDLL(str(path))
+    _compile(command, path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -67,6 +70,8 @@ def _compile(command: tuple[str, ...], path: Path) -> None:
     os.close(handle)
     try:
         _run((*command, "-o", unfinished, str(SOURCE)))
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())  # where power fails, half a library would kill every later process
         os.replace(unfinished, path)
     finally:
         Path(unfinished).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 import struct
 import threading
 import warnings
@@ -24,7 +25,6 @@ from flexvideo.scan.native import cache_folder
 from flexvideo.weights import write_atomically
 
 FOLDER = Path(__file__).parent
-HEADER = "cuda_common.cuh"
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 Defines = tuple[tuple[str, int], ...]
 _LEFT = ctypes.byref(ctypes.c_void_p())  # where the driver says which context was left
@@ -121,8 +121,9 @@ def compiled(source: str, defines: Defines, architecture: str) -> bytes:
     """
     compiler = _compiler()
     options = [f"--gpu-architecture={architecture}", *(f"-D{name}={value}" for name, value in defines)]
-    texts = [(FOLDER / name).read_bytes() for name in (source, HEADER)]
-    key = hashlib.sha256(b"\0".join([*texts, " ".join(options).encode(), _version(compiler)])).hexdigest()
+    texts = texts_of(source)
+    contents = [*texts.values(), " ".join(options).encode(), _version(compiler)]
+    key = hashlib.sha256(b"\0".join(contents)).hexdigest()
     path = _folder() / f"{Path(source).stem}-{key[:32]}.cubin"
     if path.exists() and path.stat().st_size:  # a machine that lost its power leaves empty files
         return path.read_bytes()
@@ -138,11 +139,23 @@ def compiled(source: str, defines: Defines, architecture: str) -> bytes:
     return cubin
 
 
-def _compile(compiler: ctypes.CDLL, source: str, texts: list[bytes], options: list[str]) -> bytes:
+def texts_of(source: str) -> dict[str, bytes]:
+    """A source, and the headers beside it that it or these include, by name."""
+    found = {source: (FOLDER / source).read_bytes()}
+    for header in re.findall(rb'^#include "(\S+)"', found[source], re.MULTILINE):
+        found |= texts_of(header.decode())
+    return found
+
+
+def _compile(compiler: ctypes.CDLL, source: str, texts: dict[str, bytes], options: list[str]) -> bytes:
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    headers, names = (ctypes.c_char_p * 1)(texts[1]), (ctypes.c_char_p * 1)(HEADER.encode())
+    included = {name.encode(): text for name, text in texts.items() if name != source}
+    array = ctypes.c_char_p * len(included)
+    headers, names = array(*included.values()), array(*included)
     flags = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-    if compiler.nvrtcCreateProgram(ctypes.byref(program), texts[0], source.encode(), 1, headers, names):
+    if compiler.nvrtcCreateProgram(
+        ctypes.byref(program), texts[source], source.encode(), len(included), headers, names
+    ):
         raise BackendError(f"NVRTC could not take {source}.")
     try:
         if compiler.nvrtcCompileProgram(program, len(options), flags):
