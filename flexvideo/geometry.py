@@ -31,7 +31,7 @@ def as_pair(value: Size, *, what: str = "patch") -> tuple[int, int]:
     if (
         not isinstance(pair, (tuple, list))  # torch 2.9 compiles no union
         or len(pair) != 2
-        or not all(isinstance(side, int) and side >= 1 for side in pair)
+        or not all(type(side) is int and side >= 1 for side in pair)  # JSON's true is no size
     ):
         raise GeometryError(
             f"`{what}` must be a positive whole number of pixels or a (height, width) pair, got {value!r}."

@@ -140,7 +140,9 @@ def test_a_pair_from_a_number_a_tuple_and_a_list() -> None:
 
 
 @pytest.mark.unchecked
-@pytest.mark.parametrize("value", [0, -16, 16.0, "16", (16,), (16, 16, 16), (16, 0), (16, 8.5), [], None])
+@pytest.mark.parametrize(
+    "value", [0, -16, 16.0, True, "16", (16,), (16, 16, 16), (16, 0), (16, 8.5), [], None]
+)
 def test_what_is_no_pair_is_refused_with_its_value(value: object) -> None:
     with pytest.raises(
         GeometryError, match="`patch` must be a positive whole number of pixels or a"

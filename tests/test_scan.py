@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from flexvideo.errors import BackendError, ConfigError
+from flexvideo.errors import BackendError, ConfigError, GeometryError
 from flexvideo.scan import available_backends, causal_conv, cpu, native, registry, selective_scan
 
 FAST = ["chunked", "cpu"]
@@ -436,6 +436,25 @@ def test_a_device_without_kernels_takes_the_slow_path_and_says_so_once():
     registry.backend_for("auto", "meta", torch.float32)  # nothing runs there that could be slow
 
 
+@pytest.mark.unchecked
+@pytest.mark.parametrize("at", range(1, 8))
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_shapes_that_do_not_belong_together(at, backend):
+    inputs = [x.detach() for x in scan_inputs(dtype=torch.float32)]
+    inputs[at] = inputs[at].narrow(0, 0, 1) if at in (2, 5, 7) else inputs[at][:, :1]
+    with pytest.raises(GeometryError, match=r"has the shape \(.+\), and \(.+\) goes with the others"):
+        selective_scan(*inputs, backend=backend)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("at", [1, 2])
+def test_filters_that_do_not_fit(at):
+    inputs = [x.detach() for x in conv_inputs(dtype=torch.float32)]
+    inputs[at] = inputs[at][:, :1]
+    with pytest.raises(GeometryError, match="goes with the others"):
+        causal_conv(*inputs, backend="cpu")
+
+
 def test_library_is_compiled_once_and_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.library.__wrapped__()
@@ -445,13 +464,26 @@ def test_library_is_compiled_once_and_whole(tmp_path, monkeypatch):
     assert [path.stat().st_mtime_ns for path in library.parent.iterdir()] == [stamp]
 
 
-def test_damaged_library_says_where_it_is(tmp_path, monkeypatch):
+def test_damaged_library_is_made_anew(tmp_path, monkeypatch):
     name = Path(native.library()._name).name
     damaged = tmp_path / "flexvideo" / name
     damaged.parent.mkdir()
     damaged.write_bytes(b"half a fi")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(native.CompileError, match=f"{damaged} cannot be loaded"):
+    assert native.library.__wrapped__()._name == str(damaged)
+    assert [path.name for path in damaged.parent.iterdir()] == [name]
+
+
+def test_library_that_cannot_be_loaded_says_where_it_is(tmp_path, monkeypatch):
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -o ]; do [ $# = 0 ] && exit; shift; done; echo no > "$2"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    message = f"the compiled library {tmp_path}/flexvideo/scan-.+ cannot be loaded"
+    with pytest.raises(native.CompileError, match=message):
         native.library.__wrapped__()
 
 
