@@ -3,28 +3,26 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from _evidence_data import TensorSource, drawn, load_start
-from _evidence_scale import Kind, Scale, drawn_set
-from torch import Tensor, nn
+from _evidence_data import load_start
+from _evidence_distil import Distilled
+from _evidence_place import Place, build
+from _evidence_scale import Kind, Scale
+from torch import nn
 
 import flexvideo as fv
 from flexvideo.data.augment import Augment
-from flexvideo.data.motion import MotionSet, RenderedSet
-from flexvideo.data.posed import posed_clips
 from flexvideo.data.sampler import clip_tokens
 from flexvideo.evaluate import Cell, NativeSize, cells, extract, linear_probe, retrieval, save_result
 from flexvideo.geometry import Base
 from flexvideo.policy import Policy
 from flexvideo.train import TrainConfig, read_log, replace_head, train
-from flexvideo.train.pretrain import pretrain
 from flexvideo.train.setup import REFERENCE_CLIPS
 from flexvideo.weights import write_atomically
 
@@ -32,8 +30,12 @@ FLEXIBLE = ("static-tokens", "static-patch", "temporal", "flexivit", "flex-all")
 RESIZED, NATIVE, ZERO_SHOT = "vanilla", "vanilla, clip resized", "vanilla, zero-shot static tokens"
 PER_LENGTH = "one vanilla per T"
 OWN_OFTEN = "static-tokens, own size often"
+PAPER_RULE = "static-tokens, paper's rule"
+SEVERAL = "static-tokens, several sizes a step"
+DISTILLED = "static-tokens, distilled"
 TASKS = ("retrieval", "probe")
 _PAPER = "paper"  # rule by which tables are resized
+_SPECS = 4  # sizes a step, where there are several
 _PARTS = 4  # flexible training has one of so many parts of the epochs
 _WARMUP = 1 / 14  # of a training
 _DRAWS = 2000
@@ -51,8 +53,12 @@ class Arm:
         quarter: whether it has a quarter of vanilla's epochs; otherwise as many steps, of as many tokens.
         start: whether it begins from the shared start, or from random weights.
         frames: the one frame count that it is trained and measured at; None is the model's own, or many.
+        rule: by which flexible training resizes tables and kernels, None for the default.
         own_often: whether every second draw of a frame count, and of a frame size, is the model's own.
+        specs: sizes that an optimiser step draws, each for its part of the clips.
+        distilled: whether every clip is seen at vanilla's size too, which costs about as much again.
         later: whether it waits until the others are done with all seeds.
+        trial: whether it is trained only where its name is asked for.
     """
 
     name: str
@@ -61,8 +67,12 @@ class Arm:
     quarter: bool = False
     start: bool = True
     frames: int | None = None
+    rule: str | None = None
     own_often: bool = False
+    specs: int = 1
+    distilled: bool = False
     later: bool = False
+    trial: bool = False
 
 
 def arms(scale: Scale, kind: Kind) -> list[Arm]:
@@ -76,97 +86,18 @@ def arms(scale: Scale, kind: Kind) -> list[Arm]:
     ]
     more = [
         Arm("vanilla, a quarter of the epochs", None, ("vanilla, a quarter of the epochs",), quarter=True),
-        *(Arm(f"vanilla of {frames}", "temporal", (PER_LENGTH,), frames=frames) for frames in others),
+        # By the rule that it is measured by.
+        *(Arm(f"vanilla of {t}", "temporal", (PER_LENGTH,), frames=t, rule=_PAPER) for t in others),
         Arm("vanilla, from scratch", None, ("vanilla, from scratch",), start=False),
         Arm("static-tokens, from scratch", "static-tokens", ("static-tokens, from scratch",), start=False),
     ]
-    return main + [replace(arm, later=True) for arm in more]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run works, and for how long.
-
-    Args:
-        scale: how large it is.
-        out: folder of results and of the shared start.
-        work: folder of drawn clips and of trainings.
-        mocap: file of motion capture, None for the procedural set.
-        device: to run on.
-        left: seconds that are left.
-        say: tells the user.
-        sets: that have been opened.
-        held: their clips on the device: reading them from a file took half of the time of training.
-    """
-
-    scale: Scale
-    out: Path
-    work: Path
-    mocap: Path | None
-    device: str
-    left: Callable[[], float]
-    say: Callable[[str], object]
-    sets: dict[tuple[str, str], RenderedSet] = field(default_factory=dict)
-    held: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-
-    def clips(self, kind: Kind, split: str) -> RenderedSet:
-        key = kind.name, split
-        if key not in self.sets:
-            self.sets[key] = drawn_set(self.scale, kind, split, self.mocap)
-        return self.sets[key]
-
-    def source(self, kind: Kind, split: str, most: int | None = None) -> TensorSource:
-        clips, held = self.clips(kind, split), self.hold(kind, split)
-        return TensorSource(held, clips.labels, clips.classes, name=kind.name, split=split, most=most)
-
-    def hold(self, kind: Kind, split: str) -> Tensor:
-        """The clips of a split on the device."""
-        key = kind.name, split
-        if key not in self.held:
-            self.held[key] = self.draw(kind, split).to(self.device)
-        return self.held[key]
-
-    def draw(self, kind: Kind, split: str) -> Tensor:
-        """The clips of a split in a file, drawn where they are not there yet."""
-        path = self.work / "clips" / f"{kind.name}-{split}.bin"
-        size = self.scale.native
-        return drawn(path, self.clips(kind, split), frames=kind.held, size=size, device=self.device)
-
-    def over(self) -> bool:
-        return self.left() <= 0
-
-
-def build(place: Place, *, seed: int) -> fv.VideoMamba:
-    """A model of random weights."""
-    torch.manual_seed(seed)
-    model = fv.VideoMamba(**place.scale.model, num_classes=0, drop_path_rate=0.0, init="mamba")
-    return model.to(place.device)
-
-
-def make_start(place: Place) -> bool:
-    """Train the shared start at vanilla's own geometry, on train and procedural clips; whether it is done."""
-    done, run, scale = place.out / "start", place.work / "start", place.scale
-    if (done / "model.safetensors").exists():
-        return True
-    sets = [place.clips(kind, "train") for kind in scale.kinds]
-    sets += [
-        MotionSet("train", seed=1, kind=kind, per_class=per_class)
-        for kind, per_class in zip(("short", "long"), scale.procedural, strict=True)
+    trial = Arm("", "static-tokens", (), quarter=True, trial=True)
+    trials = [
+        replace(trial, name=PAPER_RULE, rows=(PAPER_RULE,), rule=_PAPER),
+        replace(trial, name=SEVERAL, rows=(SEVERAL,), specs=_SPECS),
+        replace(trial, name=DISTILLED, rows=(DISTILLED,), distilled=True),
     ]
-    frames = 2 * scale.model["num_frames"]
-    clips = posed_clips(sets, frames=frames, size=scale.native, device=place.device)
-    place.say(f"start: {len(clips):,} clips with the places of their joints")
-
-    def report(record: Any) -> None:
-        place.say(" ".join(f"{name} {value:.4g}" for name, value in record.items()))
-
-    model = build(place, seed=0)
-    if not pretrain(model, clips, config=scale.start, out=run, report=report, stop=place.over):
-        return False
-    done.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(run / name, done / name)
-    return True
+    return main + [replace(arm, later=True) for arm in more] + trials
 
 
 def run_arm(place: Place, kind: Kind, arm: Arm, seed: int) -> bool:
@@ -196,14 +127,14 @@ def _train(place: Place, kind: Kind, arm: Arm, seed: int, folder: Path) -> bool:
     torch.manual_seed(seed)
     replace_head(model, source.classes)
     if arm.policy is not None:
-        rule = None if arm.frames is None else _PAPER  # as it is measured
-        fv.make_flexible(model, policy=policy_of(scale, kind, arm), rule=rule)
+        fv.make_flexible(model, policy=policy_of(scale, kind, arm), rule=arm.rule)
     config = config_of(scale, kind, arm, seed, len(source))
     found = train(
         model,
         source,
         config=config,
         out=folder,
+        criterion=Distilled(scale.base) if arm.distilled else None,
         resume=True,
         stop=place.over,
     )
@@ -245,6 +176,7 @@ def config_of(scale: Scale, kind: Kind, arm: Arm, seed: int, clips: int) -> Trai
         steps=None if arm.quarter else math.ceil(clips / scale.clips),
         tokens=scale.tokens,
         clips=most,
+        specs=arm.specs,
         balanced=True,
         lr=scale.lr * REFERENCE_CLIPS / _mean_clips(policy_of(scale, kind, arm), scale, most),
         warmup_epochs=max(1, round(epochs * _WARMUP)),
@@ -310,4 +242,4 @@ def _file(place: Place, kind: Kind, row: str, arm: Arm, seed: int, task: str) ->
 
 
 def _slug(name: str) -> str:
-    return name.replace(",", "").replace(" ", "_")
+    return name.replace(",", "").replace("'", "").replace(" ", "_")

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from _evidence_arms import NATIVE, OWN_OFTEN, PER_LENGTH, RESIZED, TASKS, ZERO_SHOT
+from _evidence_arms import (
+    DISTILLED,
+    NATIVE,
+    OWN_OFTEN,
+    PAPER_RULE,
+    PER_LENGTH,
+    RESIZED,
+    SEVERAL,
+    TASKS,
+    ZERO_SHOT,
+)
 from _evidence_scale import Kind, Scale
 
 from flexvideo.evaluate import Cell, Result, load_result
@@ -16,7 +26,7 @@ from flexvideo.evaluate.tables import Table, cost_tables, difference_tables, geo
 ROWS = (
     *(RESIZED, NATIVE, ZERO_SHOT, PER_LENGTH, "vanilla, a quarter of the epochs"),
     *("temporal", "static-patch", "static-tokens", "flexivit", "flex-all", "static-tokens, equal tokens"),
-    *(OWN_OFTEN, "vanilla, from scratch", "static-tokens, from scratch"),
+    *(OWN_OFTEN, PAPER_RULE, SEVERAL, DISTILLED, "vanilla, from scratch", "static-tokens, from scratch"),
 )
 _SHOWN = (RESIZED, NATIVE, ZERO_SHOT, "temporal", "static-patch", "static-tokens", "flexivit", "flex-all")
 

@@ -17,7 +17,8 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
-from _evidence_arms import Arm, Place, arms, finished, make_start, run_arm
+from _evidence_arms import Arm, arms, finished, run_arm
+from _evidence_place import Place, make_start
 from _evidence_scale import FULL, TOY, Kind
 from _evidence_tables import draw_figures, print_tables
 from torch import Tensor
@@ -40,11 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         draw_figures(place.out)
     if options.table or options.figures:
         return 0
+    kinds = [place.scale.kind(name) for name in options.kinds]
+    known = dict.fromkeys(arm.name for kind in kinds for arm in arms(place.scale, kind))
+    for name in options.only or ():
+        if name not in known:
+            parser.error(f"--only: no training {name!r}; there are {', '.join(map(repr, known))}")
     place.out.mkdir(parents=True, exist_ok=True)
     if not make_start(place):
         place.say("the time is over; the start goes on with the next call")
         return 0
-    kinds = [place.scale.kind(name) for name in options.kinds]
     for kind in kinds:
         for split in ("train", "test"):
             place.draw(kind, split)
@@ -55,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for alike in zip(*(arms(place.scale, kind) for kind in kinds), strict=True)
         for seed in options.seeds
         for kind, arm in zip(kinds, alike, strict=True)
-        if not options.only or arm.name in options.only
+        if (arm.name in options.only if options.only else not arm.trial)
     ]
     jobs.sort(key=lambda job: job[1].later)
     run = _one_by_one if options.side_by_side == 1 else _side_by_side
@@ -138,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", default=["short", "long"], choices=["short", "long"])
     parser.add_argument("--side-by-side", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--only", nargs="+", help="names of trainings")
+    parser.add_argument("--only", nargs="+", help="names of trainings, trials among them")
     parser.add_argument("--epochs", type=int, help=f"of vanilla training (default: {FULL.epochs})")
     parser.add_argument("--prepare", action="store_true", help="make the start and draw the clips, no more")
     parser.add_argument("--toy", action="store_true", help="a size for tests")

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from training import ToySource
 
 import flexvideo as fv
+from flexvideo.data import Batch, FlexLoader
 from flexvideo.data.mocap import Take
 from flexvideo.data.motion import MotionSet
-from flexvideo.data.sampler import StepSampler
 from flexvideo.data.skeleton import INDEX
 from flexvideo.demo.recipe import SHIPPED, Recipe
+from flexvideo.evaluate import NativeSize
+from flexvideo.train import loss_sum
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -119,11 +122,15 @@ def test_arms_of_a_quarter_learn_as_vanilla_does(kind):
         if not arm.quarter:
             assert config.epochs * config.steps == scale.epochs * -(-clips // scale.clips)
             continue
-        sampler = StepSampler(
-            [0] * clips, policy=policy, base=scale.base, tokens=config.tokens, clips=config.clips, seed=0
+        loader = FlexLoader(
+            ToySource(clips=clips),
+            policy=policy,
+            base=scale.base,
+            tokens=config.tokens,
+            clips=config.clips,
+            specs=config.specs,
         )
-        steps = sum(map(sampler.steps_in, range(config.epochs)))
-        a_step = sampler.count_clips(config.epochs).total() / steps
+        a_step = loader.summary(config.epochs).total() / loader.total_steps(config.epochs)
         assert config.epochs * 4 == scale.epochs
         assert config.lr * a_step / 256 == pytest.approx(scale.lr, rel=0.2)
         assert scale.clips / 2 < a_step <= scale.clips
@@ -131,7 +138,7 @@ def test_arms_of_a_quarter_learn_as_vanilla_does(kind):
 
 def test_only_what_was_trained_to_its_end_is_measured(tmp_path, monkeypatch):
     arms, scale = module("_evidence_arms"), module("_evidence_scale").TOY
-    place = arms.Place(scale, tmp_path, tmp_path, None, "cpu", lambda: 1.0, print)
+    place = module("_evidence_place").Place(scale, tmp_path, tmp_path, None, "cpu", lambda: 1.0, print)
     kind, vanilla = scale.kinds[0], arms.arms(scale, scale.kinds[0])[0]
     model, facts = tmp_path / "short-0-vanilla" / "model.safetensors", tmp_path / "short-0-vanilla-run.json"
 
@@ -164,7 +171,7 @@ def test_the_whole_run_in_parts(tmp_path, capsys):
         calls += 1
         assert calls < 20
     assert calls > 0
-    kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}  # and no trial among them
     assert len(kept) == 11 + 2 * 14  # trainings, and the tasks of the rows, of which one has a part a length
     (tmp_path / "short-0-flexivit-probe.json").unlink()
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
@@ -176,6 +183,10 @@ def test_the_whole_run_in_parts(tmp_path, capsys):
     out = _said(accuracy, [*words, "--side-by-side", "2"], capsys, minutes=5)
     assert "11 of 11 trainings are done and measured" in out
     assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == kept
+    evidence, scale = module("_evidence_arms"), module("_evidence_scale").TOY
+    trials = [arm.name for arm in evidence.arms(scale, scale.kinds[0]) if arm.trial]
+    out = _said(accuracy, [*words, "--only", *trials], capsys, minutes=5)
+    assert f"{len(trials)} of {len(trials)} trainings are done and measured" in out
     assert accuracy.main([*words, "--table", "--figures"]) == 0
     shown = capsys.readouterr().out
     for row in module("_evidence_tables").ROWS:
@@ -220,3 +231,56 @@ def test_own_size_often_is_every_second_draw_of_each():
         drawn = [policy.sample(scale.base, seed=0, epoch=0, step=step) for step in range(2000)]
         assert sum(spec.frames == scale.base.frames for spec in drawn) == pytest.approx(1000, abs=100)
         assert sum(spec.height == scale.base.height for spec in drawn) == pytest.approx(1000, abs=100)
+
+
+def test_only_names_trainings(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        module("accuracy").main(["--toy", "--out", str(tmp_path), "--only", "static tokens"])
+    assert "no training 'static tokens'; there are 'vanilla', 'static-tokens', " in capsys.readouterr().err
+
+
+def test_a_trial_differs_from_static_tokens_in_what_it_says():
+    evidence, scale = module("_evidence_arms"), module("_evidence_scale").FULL
+    for kind in scale.kinds:
+        found = {arm.name: arm for arm in evidence.arms(scale, kind)}
+        trials = [arm for arm in found.values() if arm.trial]
+        assert [arm.rows for arm in trials] == [(arm.name,) for arm in trials]
+        for arm in trials:
+            one, other = (
+                evidence.config_of(scale, kind, each, 0, 2000) for each in (arm, found["static-tokens"])
+            )
+            assert replace(one, specs=1) == other
+            assert evidence.policy_of(scale, kind, arm) == scale.policy("static-tokens", kind)
+        assert [(arm.rule, arm.specs, arm.distilled) for arm in trials] == [
+            ("paper", 1, False),
+            (None, 4, False),
+            (None, 1, True),
+        ]
+
+
+def batch(frames: int, size: int, patch: int) -> Batch:
+    spec, weights = fv.ClipSpec(frames, size, size, (patch, patch)), torch.tensor([1.0, 0.0, 1.0])
+    targets = torch.rand(3, 5).softmax(1)
+    return Batch(
+        torch.rand(3, 3, frames, size, size), torch.tensor([0, 4, 2]), (0, 1, 2), spec, weights, targets
+    )
+
+
+def test_the_distilled_learn_from_their_own_size():
+    """Both cross-entropies by halves, and the divergence from a teacher that it does not move."""
+    torch.manual_seed(0)
+    plain = fv.VideoMamba(img_size=16, patch_size=8, depth=1, embed_dim=16, num_frames=2, num_classes=5)
+    clips = batch(3, 24, 12)
+    own = NativeSize(plain).fit(clips.clips)
+    model = fv.make_flexible(plain, policy=fv.StaticTokens(frames=(2, 3), sizes=(16, 24))).eval()
+    criterion = module("_evidence_distil").Distilled(fv.plan_for(model).base)
+    drawn, taught = model(clips.clips, patch=(12, 12)), model(own)
+    teacher, learned = taught.detach().softmax(1), drawn.softmax(1)
+    divergence = (teacher * (teacher / learned).log()).sum(1)[[0, 2]].sum()
+    expected = (loss_sum(drawn, clips) + loss_sum(taught, clips)) / 2 + divergence
+    found = criterion(model, clips)
+    torch.testing.assert_close(found, expected)
+    weights = list(model.parameters())
+    torch.testing.assert_close(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights))
+    same = batch(2, 16, 8)  # one pass is both
+    torch.testing.assert_close(criterion(model, same), loss_sum(model(same.clips), same))

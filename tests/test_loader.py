@@ -130,7 +130,7 @@ def test_an_epoch_holds_what_its_plans_say() -> None:
         steps = list(batches.epoch(epoch))
         assert len(steps) == batches.steps_in(epoch)
         for step, micro in enumerate(steps):
-            plan = batches.plan(epoch, step)
+            (plan,) = batches.plans(epoch, step)
             assert tuple(batch.indices for batch in micro) == (plan.cells[1], plan.cells[3])
             assert plan.clips * clip_tokens(POLICY, BASE, plan.spec) <= BUDGET
             for batch in micro:
@@ -345,6 +345,7 @@ def test_workers_outlive_the_signals_that_a_terminal_or_a_scheduler_sends_to_the
     ("options", "message"),
     [
         ({"steps": 0}, "`steps` must be at least 1, got 0."),
+        ({"specs": 0}, "`specs` must be at least 1, got 0."),
         ({"accumulate": 0}, "`accumulate` must be at least 1, got 0."),
         ({"rank": 2, "world": 2}, "There is no rank 2 among 2: ranks are numbered from 0 to 1."),
         ({"workers": -1}, "`workers` must be at least 0, got -1."),
@@ -364,3 +365,21 @@ def test_clips_held_on_a_gpu_are_not_read_by_other_processes() -> None:
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         loader(source, workers=2)
+
+
+def test_a_step_of_several_draws_of_sizes() -> None:
+    """Each has its part of the budget and of the clips; the draws are those of steps of such parts."""
+    several = loader(tokens=4 * BUDGET, clips=12, specs=4, accumulate=2, augment=None)
+    parts = loader(tokens=BUDGET, clips=3, accumulate=2, augment=None)
+    for epoch in range(2):
+        draws, steps = list(parts.epoch(epoch)), list(several.epoch(epoch))
+        assert len(steps) == several.steps_in(epoch) == -(-len(draws) // 4) > 1
+        for step, batches in enumerate(steps):
+            assert all_same(batches, [batch for draw in draws[4 * step : 4 * step + 4] for batch in draw])
+            held = [plan.clips for plan in several.plans(epoch, step)]
+            assert sum(held) == sum(map(len, batches))
+            assert len({batch.spec for batch in batches}) <= len(held) == len(batches) / 2
+        assert all_same(next(several.epoch(epoch, start=1)), steps[1])
+    assert several.summary(2) == parts.summary(2)
+    assert several.total_steps(2) == several.steps_in(0) + several.steps_in(1)
+    assert loader(tokens=4 * BUDGET, specs=4, steps=3).steps_in(0) == 3

@@ -233,3 +233,41 @@ def test_evaluation_comes_as_often_as_asked_and_at_the_end(tmp_path: Path):
 def test_presets_run(tmp_path: Path):
     config = replace(TrainConfig.of("paper"), epochs=1, warmup_epochs=0, steps=1, tokens=64)
     assert toy_train(tmp_path, config=config).finished
+
+
+def test_a_criterion_of_ones_own(tmp_path: Path):
+    """It is given model and batch, and what it returns is made small."""
+    weighed, config = [], replace(PLAIN, bf16=True, accumulate=2)
+
+    def half(model: nn.Module, batch: Batch) -> torch.Tensor:
+        scores = model(batch.clips, patch=batch.spec.patch)
+        weighed.append((scores.dtype, float(batch.weights.sum())))
+        return loss_sum(scores, batch) / 2
+
+    whole = toy_train(tmp_path / "whole", config=config, model=toy_model())
+    found = toy_train(tmp_path / "half", config=config, model=toy_model(), criterion=half)
+    assert {dtype for dtype, _ in weighed} == {torch.bfloat16}
+    assert sum(count for _, count in weighed) == sum(found.clips.values())
+    assert 0.4 < found.loss / whole.loss < 0.6
+    loss_of = [[record["loss"] for record in read_log(tmp_path / name)] for name in ("half", "whole")]
+    assert loss_of[0][0] == pytest.approx(loss_of[1][0] / 2)
+
+
+def test_a_step_of_several_sizes_gives_each_the_same_share(tmp_path: Path):
+    """Its loss is the mean over sizes of the mean over their clips."""
+    config = replace(PLAIN, specs=3, tokens=3 * PLAIN.tokens, epochs=1, warmup_lr=0.0, steps=2)
+    seen: list[tuple[fv.ClipSpec, float]] = []
+
+    def noted(model: nn.Module, batch: Batch) -> torch.Tensor:
+        loss = loss_sum(model(batch.clips, patch=batch.spec.patch), batch)
+        seen.append((batch.spec, loss.item() / len(batch)))
+        return loss
+
+    found = toy_train(tmp_path, config=config, criterion=noted)
+    first, second = (record for record in read_log(tmp_path) if "loss" in record)
+    assert (found.steps, len(seen)) == (2, 6)
+    assert first["loss"] == pytest.approx(sum(loss for _, loss in seen[:3]) / 3)
+    assert second["loss"] == pytest.approx(sum(loss for _, loss in seen[3:]) / 3)
+    named = [f"{spec.frames}x{spec.height}x{spec.width}/{spec.patch[0]}x{spec.patch[1]}" for spec, _ in seen]
+    assert first["spec"] == ", ".join(dict.fromkeys(named[:3]))
+    assert len({clips for clips in found.clips.values() if clips}) > 1  # of a longer size fewer

@@ -45,6 +45,7 @@ def test_an_augmentation_by_name():
         ({"betas": [0.9, "x"]}, "`betas` must be two numbers"),
         ({"augment": {"flipp": True}}, r"Unknown fields \['flipp'\] of an augmentation"),
         ({"epochs": 0}, "`epochs` must be at least 1, got 0"),
+        ({"specs": 0}, "`specs` must be at least 1, got 0"),
         ({"warmup_epochs": 13}, "`warmup_epochs` must be from 0 to epochs=12, got 13"),
         ({"lr": float("nan")}, "`lr` must be a finite number, at least 0, got nan"),
         ({"betas": [0.9, 1.0]}, r"`betas` must be two numbers from 0 to below 1, got \(0.9, 1.0\)"),

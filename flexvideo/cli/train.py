@@ -30,9 +30,9 @@ from flexvideo.cli.shared import (
 from flexvideo.cli.trainreport import StepBar, say, summarise
 from flexvideo.data.datasets import DATASETS, ON_DISK
 from flexvideo.data.held import HeldSource
+from flexvideo.data.loader import FlexLoader
 from flexvideo.data.opened import open_source
 from flexvideo.data.records import plural
-from flexvideo.data.sampler import StepSampler
 from flexvideo.data.source import ClipSource, require_learnable
 from flexvideo.errors import CheckpointWarning, ConfigError
 from flexvideo.geometry import Base
@@ -239,18 +239,20 @@ def _say_what_comes(
 ) -> None:
     base, drawn = sampling_of(model, policy)
     say(f"{source.name}: {len(source)} clips, {len(source.classes)} classes; drawn by {drawn}")
-    sampler = StepSampler(
-        source.labels,
+    loader = FlexLoader(
+        source,
         policy=drawn,
         base=base,
         tokens=config.tokens,
         clips=config.clips,
-        cells=config.accumulate * rank_and_world()[1],
-        seed=config.seed,
+        specs=config.specs,
         steps=config.steps,
-        repeats=config.augment.repeats,
+        seed=config.seed,
+        world=rank_and_world()[1],
+        accumulate=config.accumulate,
+        augment=config.augment,
     )
-    steps, clips = sampler.steps_in(0), sampler.count_clips(1).total()
+    steps, clips = loader.steps_in(0), loader.summary(1).total()
     say(f"first epoch: {plural(steps, 'step')} of {clips / steps:,.0f} clips on average")
     times = clips / steps / (len(source) * config.augment.repeats)
     if times >= _MANY_TIMES:

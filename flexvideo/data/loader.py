@@ -65,6 +65,8 @@ class FlexLoader:
         base: sizes that the model was built for, as its plan tells.
         tokens: budget of an optimiser step, over all ranks and micro-batches.
         clips: the most clips of a step, over all of them; None is as many as the budget holds.
+        specs: draws of sizes for a step, each of which has its part of `tokens` and of `clips`; the last step
+            of an epoch may have fewer.
         steps: optimiser steps of an epoch; None is one pass over the clips, of as many steps as it takes:
             `steps_in` counts those of an epoch, `total_steps` those of a training.
         seed: any whole number.
@@ -104,6 +106,7 @@ class FlexLoader:
         base: Base,
         tokens: int,
         clips: int | None = None,
+        specs: int = 1,
         steps: int | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -117,7 +120,7 @@ class FlexLoader:
         device: torch.device | str = "cpu",
         pin_memory: bool = False,
     ):
-        _check_numbers(steps, rank, world, accumulate, workers)
+        _check_numbers(steps, specs, rank, world, accumulate, workers)
         if workers and source.device.type != "cpu":
             raise ConfigError(
                 f"The clips of {source.name} are held on {source.device}, where other processes do not reach "
@@ -126,7 +129,7 @@ class FlexLoader:
         normalize(torch.zeros(1, 1, 1, 3, dtype=torch.uint8), mean=mean, std=std)  # refuses odd ones now
         self.source, self.seed, self.augment = source, seed, _settled(augment or Augment(), source)
         self._rank, self._world, self._accumulate = rank, world, accumulate
-        self._workers, self._device = workers, torch.device(device)
+        self._specs, self._workers, self._device = specs, workers, torch.device(device)
         self._pin_memory = pin_memory and source.device.type == "cpu"
         self._shift = torch.tensor(tuple(mean), device=device).mul_(255).view(3, 1, 1, 1)
         self._scale = torch.tensor(tuple(std), device=device).mul_(255).view(3, 1, 1, 1)
@@ -135,38 +138,38 @@ class FlexLoader:
             self._labels,
             policy=policy,
             base=base,
-            tokens=tokens,
-            clips=clips,
+            tokens=tokens // specs,
+            clips=None if clips is None else clips // specs,
             cells=world * accumulate,
             seed=seed,
-            steps=steps,
+            steps=None if steps is None else steps * specs,
             balanced=balanced,
             repeats=self.augment.repeats,
         )
 
     def steps_in(self, epoch: int) -> int:
         """Count the optimiser steps of an epoch."""
-        return self._sampler.steps_in(epoch)
+        return -(-self._sampler.steps_in(epoch) // self._specs)
 
     def total_steps(self, epochs: int) -> int:
         """Count the optimiser steps of a training of so many epochs."""
         return sum(map(self.steps_in, range(epochs)))
 
-    def plan(self, epoch: int, step: int) -> StepPlan:
-        """Give what a step holds, over all ranks.
+    def plans(self, epoch: int, step: int) -> list[StepPlan]:
+        """Give what a step holds, over all ranks: a plan for every draw of sizes.
 
         Args:
             epoch: from 0.
             step: of the epoch, from 0.
         """
-        return self._sampler.plan(epoch, step)
+        return [self._sampler.plan(epoch, draw) for draw in self._draws(epoch, step)]
 
     def summary(self, epochs: int) -> Counter[ClipSpec]:
         """Count the clips that a training of so many epochs sees at each spec, repeats included."""
         return self._sampler.count_clips(epochs)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[list[Batch]]:
-        """Give the micro-batches of this rank, a list for every optimiser step.
+        """Give the micro-batches of this rank, a list for every optimiser step, draw of sizes after draw.
 
         Args:
             epoch: from 0.
@@ -191,10 +194,10 @@ class FlexLoader:
         )
         # An epoch that is gone on with has had its clips before.
         steps, readable = range(start, self.steps_in(epoch)), start > 0
-        for _ in steps:
-            step = [next(reads) for _ in range(self._accumulate)]
-            readable = readable or any(len(read.errors) < len(read.cell.indices) for read in step)
-            yield [self._batch(read) for read in step]
+        for step in steps:
+            found = [next(reads) for _ in range(len(self._draws(epoch, step)) * self._accumulate)]
+            readable = readable or any(len(read.errors) < len(read.cell.indices) for read in found)
+            yield [self._batch(read) for read in found]
         if steps and not readable:
             raise VideoError(
                 f"Not one clip of {self.source.name} could be read in epoch {epoch}; one of them: "
@@ -202,12 +205,16 @@ class FlexLoader:
             )
 
     def _cells(self, epoch: int, start: int) -> Iterator[Cell]:
-        for step in range(start, self.steps_in(epoch)):
-            plan = self.plan(epoch, step)
+        for draw in range(start * self._specs, self._sampler.steps_in(epoch)):
+            plan = self._sampler.plan(epoch, draw)
             for micro in range(self._accumulate):
                 number = micro * self._world + self._rank
                 place = plan.start + number * len(plan.cells[number])
-                yield Cell(plan.spec, plan.cells[number], place, epoch, step, number)
+                yield Cell(plan.spec, plan.cells[number], place, epoch, draw, number)
+
+    def _draws(self, epoch: int, step: int) -> range:
+        """The draws of sizes of a step, numbered through the epoch; the sampler takes each for a step."""
+        return range(step * self._specs, min((step + 1) * self._specs, self._sampler.steps_in(epoch)))
 
     def _batch(self, read: Read) -> Batch:
         """Report what could not be read, and make the rest of the batch where it is wanted."""
@@ -269,8 +276,10 @@ def _settled(augment: Augment, source: ClipSource) -> Augment:
     return replace(augment, flip=source.flip_ok) if augment.flip is None else augment
 
 
-def _check_numbers(steps: int | None, rank: int, world: int, accumulate: int, workers: int) -> None:
-    for name, value in (("steps", steps), ("world", world), ("accumulate", accumulate)):
+def _check_numbers(
+    steps: int | None, specs: int, rank: int, world: int, accumulate: int, workers: int
+) -> None:
+    for name, value in (("steps", steps), ("specs", specs), ("world", world), ("accumulate", accumulate)):
         if value is not None and value < 1:
             raise ConfigError(f"`{name}` must be at least 1, got {value}.")
     if not 0 <= rank < world:

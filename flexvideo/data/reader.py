@@ -26,7 +26,7 @@ class Cell(NamedTuple):
         indices: their numbers.
         place: of the first of them in the epoch's order.
         epoch: from 0.
-        step: of the epoch, from 0.
+        step: of the epoch, from 0; a draw of sizes, where a step has several.
         number: of the cell in its step.
     """
 

@@ -10,6 +10,7 @@ from flexvideo.active import flex_within
 from flexvideo.data.clips import sample_frames
 from flexvideo.discover import plan_for
 from flexvideo.errors import UnsupportedModelError
+from flexvideo.geometry import Base
 from flexvideo.resample import resize_clip
 
 
@@ -59,6 +60,26 @@ class NativeSize(nn.Module):
 
     def fit(self, x: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b c t2 h2 w2"]:
         """A clip at the model's own size; the very same one if it has it."""
-        if self.base.frames not in (None, x.shape[2]):
-            x = x[:, :, torch.tensor(sample_frames(x.shape[2], self.base.frames), device=x.device)]
-        return resize_clip(x, (self.base.height, self.base.width))
+        return fit_clip(x, self.base)
+
+
+def fit_clip(x: Float[Tensor, "b c t h w"], base: Base) -> Float[Tensor, "b c t2 h2 w2"]:
+    """Give a clip the size that a model was built for, as `NativeSize` does.
+
+    Args:
+        x: clip.
+        base: of the model.
+
+    Returns:
+        The clip at that size; the very same object if it has that size already.
+
+    Example:
+        >>> base = Base(frames=4, height=32, width=32, patch=(8, 8))
+        >>> fit_clip(torch.rand(1, 3, 6, 48, 48), base).shape
+        torch.Size([1, 3, 4, 32, 32])
+    """
+    if base.frames not in (None, x.shape[2]):
+        chosen = torch.tensor(sample_frames(x.shape[2], base.frames))
+        # Not made on the device: that would wait until a GPU has done all that it was asked to before.
+        x = x[:, :, chosen.to(x.device, non_blocking=True)]
+    return resize_clip(x, (base.height, base.width))

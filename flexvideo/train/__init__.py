@@ -13,4 +13,6 @@ from flexvideo.train.pretrain import Pretraining as Pretraining
 from flexvideo.train.pretrain import pretrain as pretrain
 from flexvideo.train.schedule import learning_rate as learning_rate
 from flexvideo.train.start import replace_head as replace_head
+from flexvideo.train.step import Criterion as Criterion
+from flexvideo.train.step import loss_sum as loss_sum
 from flexvideo.train.validation import Validation as Validation

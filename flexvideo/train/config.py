@@ -26,6 +26,7 @@ class TrainConfig:
         steps: optimiser steps of an epoch; None is one pass over the clips.
         tokens: budget of an optimiser step over all ranks and accumulated batches, class tokens not counted.
         clips: the most clips of a step, over all of them; None is as many as the budget holds.
+        specs: draws of sizes for a step, each of which has its part of `tokens`, of `clips` and of the loss.
         accumulate: batches of each rank that make up a step.
         balanced: whether every class is seen equally often.
         lr: highest learning rate, for 256 clips a step.
@@ -63,6 +64,7 @@ class TrainConfig:
     steps: int | None = None
     tokens: int = 64 * TOKENS_16X224
     clips: int | None = None
+    specs: int = 1
     accumulate: int = 1
     balanced: bool = False
     lr: float = 1e-3
@@ -86,8 +88,8 @@ class TrainConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        counts = ("epochs", "tokens", "accumulate", "evaluate_every", "log_every", "checkpoint_every", "keep")
-        for name in counts:
+        counts = ("epochs", "tokens", "specs", "accumulate", "evaluate_every", "log_every")
+        for name in (*counts, "checkpoint_every", "keep"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
         for name in ("steps", "clips"):
             value = getattr(self, name)

@@ -24,7 +24,7 @@ from flexvideo.train.distributed import any_of, summed
 from flexvideo.train.log import Log, Report, read_log
 from flexvideo.train.output import save_model
 from flexvideo.train.setup import Training
-from flexvideo.train.step import Stepper
+from flexvideo.train.step import Criterion, Stepper
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -60,6 +60,7 @@ def train(
     out: str | os.PathLike[str],
     policy: Policy | str | Mapping[str, Any] | None = None,
     evaluate: Evaluate | None = None,
+    criterion: Criterion | None = None,
     resume: bool = False,
     workers: int = 0,
     tensorboard: bool = False,
@@ -83,6 +84,10 @@ def train(
         out: folder of the run; made where there is none.
         policy: what the sizes are drawn from; the model's own when None.
         evaluate: measures the model, in evaluation mode; every process calls it. See `Validation`.
+        criterion: what is made small, cross-entropy when None: called with the model and a batch, as often as
+            there are batches, under autocast where `config` says so; returns a loss for every clip, times
+            `batch.weights`, added up (`loss_sum` does both). A flexible model is called with
+            `model(batch.clips, patch=batch.spec.patch)`. A checkpoint does not know it: resume with the same.
         resume: go on from the last checkpoint in the folder, or begin where there is none.
         workers: processes that read clips, for each process of the training.
         tensorboard: write events for TensorBoard beside the log.
@@ -116,7 +121,7 @@ def train(
     if training.rank == 0:
         log = Log(training.out, done=training.progress.done, tensorboard=tensorboard, report=report)
     with _reproducible(training.device):
-        return _Loop(training, log, evaluate, stop).run()
+        return _Loop(training, log, evaluate, criterion, stop).run()
 
 
 class _Loop:
@@ -127,10 +132,13 @@ class _Loop:
         training: Training,
         log: Log | None,
         evaluate: Evaluate | None,
+        criterion: Criterion | None,
         stop: Callable[[], bool] | None,
     ) -> None:
         self._training, self._log, self._evaluate, self._stop = training, log, evaluate, stop
-        self._stepper = Stepper(training.state, training.config, classes=training.classes)
+        self._stepper = Stepper(
+            training.state, training.config, classes=training.classes, criterion=criterion
+        )
         self._window = self._unlogged()
         self._resumed = len(self._window)  # steps that another process took the time of
         self._begun = self._logged = time.perf_counter()
@@ -150,7 +158,7 @@ class _Loop:
                 position = (epoch + 1, 0) if ended else (epoch, step + 1)
                 training.progress = Progress(*position, training.progress.done + 1, self._seconds())
                 stopping = self._stopping()
-                self._after_step(part[0].spec, epoch, ended=ended, stopping=stopping)
+                self._after_step(part, epoch, ended=ended, stopping=stopping)
                 if stopping and training.progress.done < training.steps:
                     return self._result(finished=False)
         self._finish()
@@ -158,26 +166,29 @@ class _Loop:
 
     def _step(self, batches: Sequence[Batch], epoch: int, step: int) -> None:
         training = self._training
+        plans = training.loader.plans(epoch, step)
+        planned = [plan.clips * len(plans) for plan in plans for _ in range(training.config.accumulate)]
         self._window.append(
             self._stepper.take(
                 batches,
                 rate=training.rate(training.progress.done),
-                planned=training.loader.plan(epoch, step).clips,
+                planned=planned,
                 epoch=epoch,
                 done=training.progress.done,
             )
         )
 
-    def _after_step(self, spec: ClipSpec, epoch: int, *, ended: bool, stopping: bool) -> None:
+    def _after_step(self, batches: Sequence[Batch], epoch: int, *, ended: bool, stopping: bool) -> None:
         """Log, evaluate and save, in this order: what a checkpoint has behind it is in the log."""
         training, config, done = self._training, self._training.config, self._training.progress.done
+        specs = ", ".join(dict.fromkeys(_named(batch.spec) for batch in batches))
         saving = ended or stopping or done % config.checkpoint_every == 0
         logging = ended or done == 1 or done % config.log_every == 0
         unlogged: list[list[float]] = []
         if saving or logging:
-            steps = self._finite_steps(spec)
+            steps = self._finite_steps(specs)
             if logging:
-                self._write_steps(steps, spec, epoch)
+                self._write_steps(steps, specs, epoch)
             else:
                 unlogged = steps.tolist()
         if ended and ((epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs):
@@ -193,7 +204,7 @@ class _Loop:
         if (ended or stopping) and done < training.steps:
             self._save_model()
 
-    def _finite_steps(self, spec: ClipSpec) -> Float[Tensor, "n 2"]:
+    def _finite_steps(self, specs: str) -> Float[Tensor, "n 2"]:
         """Loss and norm of the steps since the last line; here alone does the CPU wait for a GPU."""
         training = self._training
         steps = summed(torch.stack(self._window))
@@ -201,13 +212,13 @@ class _Loop:
         if not math.isfinite(loss + norm):
             raise TrainingError(
                 f"The loss is {loss} and the norm of the gradient {norm} at step {training.progress.done} "
-                f"({_named(spec)}): the training has diverged, and nothing since the last checkpoint was "
+                f"({specs}): the training has diverged, and nothing since the last checkpoint was "
                 "saved. Start again in another folder, at a lower learning rate, with `clip_norm`, or "
                 "without bfloat16."
             )
         return steps
 
-    def _write_steps(self, steps: Float[Tensor, "n 2"], spec: ClipSpec, epoch: int) -> None:
+    def _write_steps(self, steps: Float[Tensor, "n 2"], specs: str, epoch: int) -> None:
         training, now = self._training, time.perf_counter()
         self._loss, norm = steps.mean(0).tolist()
         self._write(
@@ -218,7 +229,7 @@ class _Loop:
                 "loss": self._loss,
                 "grad_norm": norm,
                 "lr": training.rate(training.progress.done - 1),
-                "spec": _named(spec),
+                "spec": specs,
                 "seconds_per_step": (now - self._logged) / (len(steps) - self._resumed),
                 "waiting_for_data": self._waited / (now - self._logged),
             }
@@ -261,8 +272,8 @@ class _Loop:
         training, progress = self._training, self._training.progress
         clips = training.loader.summary(progress.epoch)
         for step in range(progress.step):
-            plan = training.loader.plan(progress.epoch, step)
-            clips[plan.spec] += plan.clips
+            for plan in training.loader.plans(progress.epoch, step):
+                clips[plan.spec] += plan.clips
         return TrainResult(
             training.out, progress.done, finished, progress.seconds, self._loss, self._metrics, dict(clips)
         )

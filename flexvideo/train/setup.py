@@ -62,6 +62,7 @@ class Training:
             base=base,
             tokens=config.tokens,
             clips=config.clips,
+            specs=config.specs,
             steps=config.steps,
             seed=config.seed,
             rank=self.rank,

@@ -18,6 +18,8 @@ from flexvideo.train.config import TrainConfig
 from flexvideo.train.distributed import rank_and_world
 from flexvideo.train.keyed import keyed
 
+Criterion = Callable[[nn.Module, Batch], Tensor]
+
 
 class Stepper:
     """Takes the steps of a run.
@@ -26,10 +28,14 @@ class Stepper:
         run: what is trained, on its device.
         config: of the training.
         classes: that the model must tell apart.
+        criterion: what is made small; cross-entropy when None. See `train`.
     """
 
-    def __init__(self, run: Run, config: TrainConfig, *, classes: int) -> None:
+    def __init__(
+        self, run: Run, config: TrainConfig, *, classes: int, criterion: Criterion | None = None
+    ) -> None:
         self._run, self._config, self._classes = run, config, classes
+        self._criterion = criterion or self._cross_entropy
         self._flexible = flex_within(run.model) is not None
         self._world = rank_and_world()[1]
         self._forward: nn.Module = run.model
@@ -37,7 +43,7 @@ class Stepper:
             self._forward = DistributedDataParallel(run.model)
 
     def take(
-        self, batches: Sequence[Batch], *, rate: float, planned: int, epoch: int, done: int
+        self, batches: Sequence[Batch], *, rate: float, planned: Sequence[int], epoch: int, done: int
     ) -> Float[Tensor, " 2"]:
         """Take one step.
 
@@ -46,7 +52,8 @@ class Stepper:
         Args:
             batches: of this process.
             rate: learning rate.
-            planned: clips of the step over all processes.
+            planned: what the loss of each batch is divided by: clips of its size in the step, over all
+                processes, times the sizes of the step. Each size has the same share, as in steps of its own.
             epoch: of the run.
             done: steps taken before.
 
@@ -58,11 +65,11 @@ class Stepper:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         losses = []
-        for number, batch in enumerate(batches):
+        for number, (batch, clips) in enumerate(zip(batches, planned, strict=True)):
             with self._synchronising(number == len(batches) - 1):
                 losses.append(
                     fitting(
-                        lambda part: self._backward(part, planned=planned, epoch=epoch),
+                        lambda part, clips=clips: self._backward(part, planned=clips, epoch=epoch),
                         None if self._run.sharding else lambda part: self._probe(part, epoch=epoch),
                         batch,
                         batches=len(batches) * self._world,
@@ -99,13 +106,16 @@ class Stepper:
         torch.autograd.grad(self._loss(self._run.model, batch, epoch=epoch), parameters, allow_unused=True)
 
     def _loss(self, forward: nn.Module, batch: Batch, *, epoch: int) -> Float[Tensor, ""]:
-        patch = {"patch": batch.spec.patch} if self._flexible else {}
         device = batch.clips.device.type
         with (
             keyed(self._run.model, batch.indices, seed=self._config.seed, epoch=epoch),
             torch.autocast(device, torch.bfloat16, enabled=self._config.bf16),
         ):
-            scores = forward(batch.clips, **patch)
+            return self._criterion(forward, batch)
+
+    def _cross_entropy(self, forward: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        patch = {"patch": batch.spec.patch} if self._flexible else {}
+        scores = forward(batch.clips, **patch)
         self._check(scores)
         return loss_sum(scores, batch)
 
@@ -123,6 +133,13 @@ def loss_sum(scores: Float[Tensor, "b k"], batch: Batch) -> Float[Tensor, ""]:
     Args:
         scores: of the classes.
         batch: holds labels, or shares of the classes.
+
+    Example:
+        >>> from flexvideo.geometry import ClipSpec
+        >>> clips, spec = torch.zeros(2, 3, 4, 8, 8), ClipSpec(4, 8, 8, (4, 4))
+        >>> batch = Batch(clips, torch.tensor([0, 1]), (5, 7), spec, torch.tensor([1.0, 0.0]))
+        >>> loss_sum(torch.zeros(2, 3), batch)  # log 3 of the first clip; the other could not be read
+        tensor(1.0986)
     """
     targets = batch.labels if batch.targets is None else batch.targets
     return (F.cross_entropy(scores.float(), targets, reduction="none") * batch.weights).sum()

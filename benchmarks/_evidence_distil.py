@@ -1,0 +1,38 @@
+"""Learning from the model itself: what it says of a clip at its own size is what it should say at any."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flexvideo.data import Batch
+from flexvideo.evaluate.native import fit_clip
+from flexvideo.geometry import Base
+from flexvideo.train import loss_sum
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A criterion of `train`: every clip at the drawn size and, resized, at the size the model was built for.
+
+    The mean of both cross-entropies, and the Kullback-Leibler divergence of the classes at the drawn size
+    from those at the own size, which learn nothing from it. A step of this takes about twice the time, and
+    2.3 times the tokens on the short set; only where the own size is drawn there is one pass. A clip that is
+    drawn small is enlarged: its own size then shows no more than it does.
+
+    Args:
+        base: size that the model was built for.
+
+    Source: Frame Flexible Network (arXiv 2303.14817), which learns from its longest clip in the same way.
+    """
+
+    base: Base
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        scores, clips = model(batch.clips, patch=batch.spec.patch), fit_clip(batch.clips, self.base)
+        if clips is batch.clips:
+            return loss_sum(scores, batch)
+        own = model(clips, patch=self.base.patch)
+        learned, taught = (F.log_softmax(each.float(), dim=1) for each in (scores, own.detach()))
+        divergence = F.kl_div(learned, taught, reduction="none", log_target=True).sum(1)
+        return (loss_sum(scores, batch) + loss_sum(own, batch)) / 2 + (divergence * batch.weights).sum()
