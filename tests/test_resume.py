@@ -150,6 +150,15 @@ def test_the_log_does_not_tell_when_a_run_was_saved_or_resumed(after: int, tmp_p
     assert_same(tmp_path / "b", tmp_path / "whole")
 
 
+def test_steps_of_several_sizes_go_on_too(tmp_path: Path):
+    config = replace(CONFIG, specs=2, steps=3)
+    toy_train(tmp_path / "whole", config=config)
+    asked = iter([False, True])
+    assert toy_train(tmp_path / "b", stop=lambda: next(asked), config=config).steps == 2
+    toy_train(tmp_path / "b", resume=True, config=config)
+    assert_same(tmp_path / "b", tmp_path / "whole")
+
+
 def test_stopping_saves_and_goes_on(whole: Path, tmp_path: Path):
     asked = iter([False, True])
     config = replace(CONFIG, checkpoint_every=100)

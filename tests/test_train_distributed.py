@@ -21,7 +21,7 @@ from flexvideo.cli import main
 from flexvideo.data.loader import Batch
 from flexvideo.errors import CheckpointError, ConfigError, MemoryLimitError
 from flexvideo.geometry import ClipSpec
-from flexvideo.train import Validation, processes, read_log
+from flexvideo.train import TrainConfig, Validation, loss_sum, processes, read_log
 from flexvideo.train.checkpoint import checkpoints
 from flexvideo.train.sharding import Sharding, blocks
 from flexvideo.train.step import Stepper, fitting
@@ -49,11 +49,25 @@ def two_processes(tmp_path: Path, *runs: tuple[Path, dict]) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_are_one_that_accumulates_twice(accumulate: int, tmp_path: Path):
-    config = replace(CONFIG, accumulate=accumulate)
-    two_processes(tmp_path, (tmp_path / "two", {"config": config}))
+    same_in_two_processes(tmp_path, replace(CONFIG, accumulate=accumulate))
+
+
+def twice(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """A criterion that runs the model once more on the same clips, of half the length."""
+    scores, more = (model(clips, patch=batch.spec.patch) for clips in (batch.clips, batch.clips[:, :, ::2]))
+    return (loss_sum(scores, batch) + loss_sum(more, batch)) / 2
+
+
+@pytest.mark.slow
+def test_several_sizes_a_step_and_a_criterion_of_ones_own_in_two_processes(tmp_path: Path):
+    same_in_two_processes(tmp_path, replace(CONFIG, specs=2, accumulate=2), criterion=twice)
+
+
+def same_in_two_processes(tmp_path: Path, config: TrainConfig, **settings) -> None:
+    two_processes(tmp_path, (tmp_path / "two", {"config": config, **settings}))
     validation = Validation(ToySource(clips=7), VALIDATION, batch=2)
-    alone = replace(config, accumulate=2 * accumulate)
-    toy_train(tmp_path / "one", config=alone, evaluate=validation)
+    alone = replace(config, accumulate=2 * config.accumulate)
+    toy_train(tmp_path / "one", config=alone, evaluate=validation, **settings)
     one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     assert [record.get("spec") for record in one] == [record.get("spec") for record in two]
     for name in ("loss", "grad_norm"):
