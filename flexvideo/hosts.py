@@ -153,6 +153,8 @@ def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def entry(self: Any, *args: Any, patch: Patch | None = None, **kwargs: Any) -> Any:
         flex: Flex = self._flex
+        if "parametrizations" in self._modules:
+            _check_parametrized(self)
         if args:
             clip = args[0]
         elif clip_name in kwargs:
@@ -178,6 +180,16 @@ def _entry(method: Callable[..., Any]) -> Callable[..., Any]:
             active.geometry, active.patch = before
 
     return _with_patch(entry, method)
+
+
+def _check_parametrized(model: Any) -> None:
+    """Refuse a parametrization made afterwards, whose property hides the one that follows the geometry."""
+    hidden = sorted(set(model.parametrizations) & set(getattr(model, "_flex_followers", ())))
+    if hidden:
+        raise UnsupportedModelError(
+            f"`{hidden[0]}` was parametrized after make_flexible, and no longer follows the clip: "
+            "remove the parametrization (torch.nn.utils.parametrize.remove_parametrizations)."
+        )
 
 
 def _carrier(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from hosts import (
     stranger_plan,
 )
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 import flexvideo as fv
@@ -467,6 +468,18 @@ def test_the_class_of_a_flexible_model_builds_plain_ones(host: str) -> None:
 def test_scripted_models(scripted, call) -> None:
     with pytest.raises(UnsupportedModelError, match=r"call make_flexible on the model before torch.jit.scri"):
         call(scripted(nn.Conv3d(3, 8, (1, 8, 8), (1, 8, 8))))
+
+
+def test_a_table_parametrized_afterwards_is_refused() -> None:
+    """At as many tokens as at the base its shape would fit, and its positions would be wrong."""
+    model = fv.make_flexible(
+        fv.VideoMamba(img_size=32, patch_size=8, depth=1, embed_dim=16, num_frames=4), policy="static-patch"
+    )
+    parametrize.register_parametrization(model, "cls_token", nn.Identity())
+    model(torch.randn(1, 3, 4, 16, 64))  # which has no place, may be
+    parametrize.register_parametrization(model, "pos_embed", nn.Identity())
+    with pytest.raises(UnsupportedModelError, match="`pos_embed` was parametrized after make_flexible, and"):
+        model(torch.randn(1, 3, 4, 16, 64))
 
 
 @pytest.mark.unchecked
