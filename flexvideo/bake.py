@@ -11,7 +11,7 @@ from flexvideo.families import find
 from flexvideo.geometry import Geometry, as_pair
 from flexvideo.layers import PatchLayer, weight_at
 from flexvideo.plan import Plan
-from flexvideo.swap import Model, restore
+from flexvideo.swap import Model, restore, swapped
 
 
 def bake(model: Model, *, frames: int, size: int | tuple[int, int], patch: Patch | None = None) -> Model:
@@ -41,16 +41,18 @@ def bake(model: Model, *, frames: int, size: int | tuple[int, int], patch: Patch
     flex = flex_of(model)
     height, width = as_pair(size, what="size")
     geometry = flex.policy.geometry(flex.plan.base, frames, height, width, patch)
+    path = next(iter(swapped(model)))  # of the model that the names of the plan are of
     baked = restore(copy.deepcopy(model))
+    host = baked.get_submodule(path)
     with torch.no_grad():
-        for path in flex.plan.patch_embeds:
-            _bake_patch_embed(find(baked, path), geometry, flex.plan)
+        for name in flex.plan.patch_embeds:
+            _bake_patch_embed(find(host, name), geometry, flex.plan)
         for follower in (*flex.plan.tables, *flex.plan.state, *flex.plan.baked):
-            stored = find(baked, follower.name)
+            stored = find(host, follower.name)
             value = follower.follow(stored, base=flex.plan.base, geometry=geometry, rule=flex.plan.rule)
-            _store(baked, follower.name, value)
+            _store(host, follower.name, value)
     resized = {table.name for table in flex.plan.tables if table.size(flex.plan.base) != table.size(geometry)}
-    unsaved = resized - baked.state_dict().keys()
+    unsaved = resized - host.state_dict().keys()
     if unsaved:
         warnings.warn(
             f"A state dict of the baked model lacks {', '.join(sorted(unsaved))}, and a model built for that "

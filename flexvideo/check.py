@@ -13,22 +13,31 @@ from flexvideo.layers import FLEXIBLE_LAYERS
 from flexvideo.plan import Plan, Table
 from flexvideo.policy import Policy
 
-_WRAPPERS = {
-    "OptimizedModule": "call make_flexible on the model inside (`._orig_mod`), or before torch.compile",
-    "DistributedDataParallel": "call make_flexible first, then wrap the model",
-    "DataParallel": "call make_flexible first, then wrap the model",
-    "FullyShardedDataParallel": "call make_flexible first, then wrap the model",
-    "FSDPModule": "call make_flexible first, then fully_shard",
-    "ScriptModule": "call make_flexible on the model before torch.jit.script or torch.jit.trace",
+_WRAP_AFTERWARDS = "call make_flexible first, then wrap the model", "give the model inside (`.module`)"
+_UNSHARD = "load its full state dict into a flexible model that is not sharded, and give that one"
+_WRAPPERS = {  # what to do to make it flexible, and what to take that back or to bake it
+    "OptimizedModule": (
+        "call make_flexible on the model inside (`._orig_mod`), or before torch.compile",
+        "give the model inside (`._orig_mod`)",
+    ),
+    "DistributedDataParallel": _WRAP_AFTERWARDS,
+    "DataParallel": _WRAP_AFTERWARDS,
+    "FullyShardedDataParallel": ("call make_flexible first, then wrap the model", _UNSHARD),
+    "FSDPModule": ("call make_flexible first, then fully_shard", _UNSHARD),
+    "ScriptModule": (
+        "call make_flexible on the model before torch.jit.script or torch.jit.trace",
+        "give the model that was scripted",
+    ),
 }
 
 
-def check_plain(model: nn.Module, path: str = "") -> None:
+def check_plain(model: nn.Module, path: str = "", *, making: bool = True) -> None:
     """Refuse a model that is wrapped, or hidden behind a `forward` of its own instance, on the way to a path.
 
     Args:
         model: the model given by the user.
         path: dotted path of a module in it.
+        making: whether it is to be made flexible, or is so, and is to be restored or baked.
 
     Raises:
         UnsupportedModelError: naming the wrapper and the order to do things in.
@@ -39,13 +48,12 @@ def check_plain(model: nn.Module, path: str = "") -> None:
         where = f"`{'.'.join(parts[:depth])}`" if depth else "The model"
         for cls in type(module).__mro__:
             if cls.__name__ in _WRAPPERS and cls.__module__.startswith("torch"):
-                raise UnsupportedModelError(
-                    f"{where} is wrapped in {cls.__name__}: {_WRAPPERS[cls.__name__]}."
-                )
+                remedy = _WRAPPERS[cls.__name__][0 if making else 1]
+                raise UnsupportedModelError(f"{where} is wrapped in {cls.__name__}: {remedy}.")
         if parametrize.is_parametrized(module):
             raise UnsupportedModelError(
                 f"{where} has parametrized tensors: remove the parametrizations first "
-                "(torch.nn.utils.parametrize.remove_parametrizations), then call make_flexible."
+                "(torch.nn.utils.parametrize.remove_parametrizations)."
             )
         if "forward" in module.__dict__:
             raise UnsupportedModelError(

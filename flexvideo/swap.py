@@ -113,22 +113,34 @@ def restore(model: Model) -> Model:
         >>> type(restore(model)) is VideoMamba
         True
     """
-    flex = flex_of(model)
-    check_plain(model)
-    modules = [module for module in model.modules() if module.__dict__.get("_flex") is flex]
-    if len(modules) != flex.modules:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is a part of the model that was made flexible: restore the whole."
-        )
-    for module in modules:
-        check_plain(module)
-    for module in modules:
+    for module in swapped(model).values():
         kind = type(module)
         module.__class__ = _ORIGINAL.get(kind) or vars(kind)["_flex_host"]
         del module.__dict__["_flex"]
         module.__dict__.pop("_flex_followers", None)
         module.__dict__.pop("_flex_stored", None)
     return model
+
+
+def swapped(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that make_flexible gave another class, by their paths; that which holds them all comes first.
+
+    Args:
+        model: a flexible model, or one that holds it.
+
+    Raises:
+        UnsupportedModelError: as `restore`.
+    """
+    flex = flex_of(model)
+    check_plain(model, making=False)
+    found = {path: module for path, module in model.named_modules() if vars(module).get("_flex") is flex}
+    if len(found) != flex.modules:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is a part of the model that was made flexible: restore the whole."
+        )
+    for module in found.values():
+        check_plain(module, making=False)
+    return dict(sorted(found.items(), key=lambda item: not {*found.values()} <= {*item[1].modules()}))
 
 
 def flex_config(model: nn.Module) -> dict[str, Any]:
@@ -196,7 +208,6 @@ def _swap(model: nn.Module, plan: Plan, policy: Policy) -> None:
         entries.setdefault(path, []).append(name)
     # A model around the one that takes the clip hands `patch` on to it.
     carriers = ("forward",) if "" not in entries and not takes_patch(type(model).forward) else ()
-    owners = {*entries, *followers, ""} if carriers else {*entries, *followers}
     classes: dict[str, type[nn.Module]] = {
         path: flexible_class(
             type(model.get_submodule(path)),
@@ -204,7 +215,7 @@ def _swap(model: nn.Module, plan: Plan, policy: Policy) -> None:
             tuple(entries.get(path, ())),
             () if path else carriers,
         )
-        for path in owners
+        for path in {*entries, *followers, ""}
     }
     layers = {path: FLEXIBLE_LAYERS[type(find(model, path))] for path in plan.patch_embeds}
     flex = Flex(plan, policy, channels=_channels(model, plan), modules=len(classes) + len(layers))

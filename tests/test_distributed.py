@@ -1,6 +1,7 @@
 """Two processes, each at its own sizes: the parameters move as in one process that averages the gradients."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -82,13 +83,14 @@ def with_fsdp2(rank: int) -> None:
         assert_as_alone(full)
         register_fsdp_forward_method(model, "forward_features")
         assert model.forward_features(clip(SIZES[0]), patch=4).shape == (2, 8)
-        with pytest.raises(
-            UnsupportedModelError, match="FSDPModule: call make_flexible first, then fully_shard"
-        ):
-            fv.restore(model)
+        for undo in (fv.restore, partial(fv.bake, frames=4, size=48)):
+            with pytest.raises(UnsupportedModelError, match="FSDPModule: load its full state dict into a fl"):
+                undo(model)
     plain = VisionMamba()
     fully_shard(plain, mesh=mesh)
-    with pytest.raises(UnsupportedModelError, match="wrapped in FSDPModule"):
+    with pytest.raises(
+        UnsupportedModelError, match="wrapped in FSDPModule: call make_flexible first, then ful"
+    ):
         fv.make_flexible(plain)
 
 

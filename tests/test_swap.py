@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import operator
 import subprocess
 import sys
 import warnings
@@ -294,6 +295,50 @@ def test_bake(host: str, policy: str, size: tuple[int, int, int]) -> None:
     assert all(parameter.is_leaf and parameter.requires_grad for parameter in baked.parameters())
     for a, b in zip(baked.parameters(), model.parameters(), strict=True):
         assert a.data_ptr() != b.data_ptr()
+
+
+class Beside(nn.Module):
+    """Reaches a part of the model by another, shorter path too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.proj, self.inside = model.patch_embed.proj, model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x)
+
+
+HOLDERS = {
+    "sequence": nn.Sequential,
+    "average": lambda model: torch.optim.swa_utils.AveragedModel(model).eval(),
+    "holder of a holder": lambda model: nn.Sequential(nn.Identity(), Recogniser(model)),
+    "data parallel inside": lambda model: nn.Sequential(nn.DataParallel(model)),
+    "beside a part of it": Beside,
+}
+
+
+@pytest.mark.parametrize("what", HOLDERS)
+def test_bake_of_what_holds_a_flexible_model(what: str) -> None:
+    model = HOLDERS[what](fv.make_flexible(randomised(VisionMamba()).eval()))
+    x = clip((6, 48, 32))
+    expected = model(x)
+    baked = fv.bake(model, frames=6, size=(48, 32))
+    assert type(baked) is type(model)
+    assert torch.equal(baked(x), expected)
+    assert all("_flex" not in vars(module) for module in baked.modules())
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.unchecked
+def test_undoing_says_which_model_to_give() -> None:
+    model = fv.make_flexible(randomised(VisionMamba()).eval())
+    wrapped = {".module": nn.DataParallel(model), "._orig_mod": torch.compile(model, backend="eager")}
+    for name, wrapper in wrapped.items():
+        for undo in (fv.restore, lambda given: fv.bake(given, frames=4, size=48)):
+            with pytest.raises(UnsupportedModelError, match=rf"give the model inside \(`{name}`\)\.$"):
+                undo(wrapper)
+        inside = operator.attrgetter(name[1:])(wrapper)
+        assert type(fv.bake(inside, frames=4, size=48)) is VisionMamba
 
 
 def test_baked_state_loads_into_a_model_built_for_that_geometry() -> None:
