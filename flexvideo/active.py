@@ -184,7 +184,7 @@ class Flex:
         if tuple(clip.shape[-2:]) == size:
             return clip
         if not clip.is_floating_point():
-            raise dtype_error(clip, next(model.parameters()))
+            raise dtype_error(clip, next(model.parameters()), self.plan.layout)
         if clip.ndim == 4:
             return resize_clip(clip.unsqueeze(2), size).squeeze(2)
         return resize_clip(clip, size)

@@ -69,8 +69,8 @@ class FlexibleConv2d(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b o h2 w2"]:
         """Embed the frames at the patch in force."""
-        check_dtype(input, self.weight)
         geometry, plan = self._flex.active.geometry, self._flex.plan
+        check_dtype(input, self.weight, plan.layout)
         if geometry is None:
             check_at_base(input, plan)
         if geometry is None or geometry.patch == plan.base.patch:
@@ -85,8 +85,8 @@ class FlexibleConv3d(nn.Conv3d):
 
     def forward(self, input: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t2 h2 w2"]:
         """Embed the clip at the patch in force."""
-        check_dtype(input, self.weight)
         geometry, plan = self._flex.active.geometry, self._flex.plan
+        check_dtype(input, self.weight, plan.layout)
         if geometry is None:
             check_at_base(input, plan)
         if geometry is None or geometry.patch == plan.base.patch:
@@ -102,8 +102,8 @@ class FlexiblePatchConv3d(PatchConv3d):
 
     def forward(self, input: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b o t2 h2 w2"]:
         """Embed the clip at the patch in force."""
-        check_dtype(input, self.weight)
         geometry, plan = self._flex.active.geometry, self._flex.plan
+        check_dtype(input, self.weight, plan.layout)
         if geometry is None:
             check_at_base(input, plan)
             return super().forward(input)
@@ -117,8 +117,8 @@ class FlexibleLinear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*b features"]) -> Float[Tensor, "*b o"]:
         """Embed flattened patches of the size in force."""
-        check_dtype(input, self.weight)
         geometry, plan = self._flex.active.geometry, self._flex.plan
+        check_dtype(input, self.weight, plan.layout)
         if geometry is None:
             return super().forward(input)
         return F.linear(input, weight_at(self, geometry, plan), self.bias)

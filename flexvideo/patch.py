@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from flexvideo.devices import products_dtype
 from flexvideo.errors import GeometryError
+from flexvideo.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 
 def patch_conv3d(
@@ -70,20 +71,29 @@ def patch_product(
     return F.linear(rows, weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
 
 
-def dtype_error(clip: Tensor, weight: Tensor) -> GeometryError:
-    """What is wrong with a clip of another dtype than a model."""
+def dtype_error(clip: Tensor, weight: Tensor, layout: str) -> GeometryError:
+    """What is wrong with a clip of another dtype than a model, which takes it as (b, c, t, h, w), say."""
+    remedy = f"clip.to({weight.dtype})"
+    if not clip.is_floating_point():
+        colour = "1, " * layout[::-1].index("c")
+        values = "(clip / 255 - mean) / std"
+        values = values if weight.dtype == torch.float32 else f"({values}).to({weight.dtype})"
+        remedy = (
+            f"{values}, where ImageNet's mean, std = torch.tensor("
+            f"{[list(IMAGENET_MEAN), list(IMAGENET_STD)]}, device=clip.device).view(2, 3, {colour[:-2]})"
+        )
     return GeometryError(
-        f"The model takes normalised clips of {weight.dtype}, and this one holds {clip.dtype}: convert it "
-        f"first, whole numbers by flexvideo.data.normalize(frames), others by clip.to({weight.dtype})."
+        f"The model takes normalised clips of {weight.dtype}, and this one holds {clip.dtype}: give {remedy}."
     )
 
 
-def check_dtype(x: Tensor, weight: Tensor) -> None:
+def check_dtype(x: Tensor, weight: Tensor, layout: str = "bcthw") -> None:
     """Refuse an input that a layer would fail on, as torch says it without saying what to do.
 
     Args:
         x: input of a patch embedding.
         weight: its weight.
+        layout: dimensions of the clip that the model takes.
 
     Raises:
         GeometryError: an input of another dtype that autocast does not convert.
@@ -91,7 +101,7 @@ def check_dtype(x: Tensor, weight: Tensor) -> None:
     if x.dtype == weight.dtype or torch.compiler.is_compiling():
         return
     if not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
-        raise dtype_error(x, weight)
+        raise dtype_error(x, weight, layout)
 
 
 class PatchConv3d(nn.Conv3d):

@@ -24,7 +24,7 @@ def plot_grid(cells: Sequence[Cell], path: str | Path, *, title: str) -> Path:
     """Draw one heat map a policy (cosine to the base feature over T x R) above time against tokens.
 
     Args:
-        cells: the results of `flexvideo.demo.run_grid`.
+        cells: the results of `flexvideo.demo.grid.run_grid`.
         path: where to write; the ending chooses the format (".png", ".pdf", ".svg").
         title: above the picture.
 

@@ -307,9 +307,17 @@ def test_another_shape_names_the_remedy(shape):
 @pytest.mark.unchecked
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64])
 def test_another_dtype_names_the_remedy(dtype):
-    message = f"takes normalised clips of torch.float32, and this one holds {dtype}: convert it first"
+    message = f"takes normalised clips of torch.float32, and this one holds {dtype}: give .*clip"
     with pytest.raises(GeometryError, match=message):
         small()(torch.zeros(1, 3, 2, 32, 32, dtype=dtype))
+
+
+@pytest.mark.unchecked
+def test_whole_numbers_for_a_narrow_model():
+    with pytest.raises(
+        GeometryError, match=r"give \(\(clip / 255 - mean\) / std\)\.to\(torch.bfloat16\), wh"
+    ):
+        small().bfloat16()(torch.zeros(1, 3, 2, 32, 32, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(
