@@ -53,7 +53,7 @@ def extract_features(
 
     Raises:
         VideoError: a video that cannot be read; with `skip`, not one that can.
-        UnsupportedModelError: `forward_features` is missing or gives something else.
+        UnsupportedModelError: `forward_features` is missing or gives something else, or no finite numbers.
 
     Example:
         >>> names, features = extract_features(model, ["a.mp4", "b.mp4"], size=128)  # doctest: +SKIP
@@ -75,7 +75,10 @@ def extract_features(
     with evaluating(model), torch.no_grad():
         for group in _batches(_read_ahead(read, videos, workers, on_error), batch):
             names += [clip.name for clip in group]
-            rows.append(_features_of(model, torch.cat([clip.values for clip in group])))
+            features = _features_of(model, torch.cat([clip.values for clip in group]))
+            for clip, row in zip(group, features, strict=True):
+                require_finite(row, model, at=clip.name)
+            rows.append(features)
             done = group[-1].number
             if progress:
                 progress(done, len(videos))
@@ -139,6 +142,24 @@ def _features_of(model: nn.Module, clips: Float[Tensor, "b 3 t h w"]) -> Float[T
             f"clips, not ({len(clips)}, d), one vector a clip."
         )
     return features.float().cpu()
+
+
+def require_finite(values: Float[Tensor, "*b d"], model: nn.Module, *, at: str) -> None:
+    """Refuse outputs that nothing can be told from.
+
+    Args:
+        values: that the model gave.
+        model: for the message.
+        at: which video or geometry they are of.
+
+    Raises:
+        UnsupportedModelError: some are infinite or no numbers.
+    """
+    if not values.isfinite().all():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} gave values that are no numbers, or infinite, at {at}: its weights have "
+            f"diverged, or {next(model.parameters()).dtype} is too narrow for it."
+        )
 
 
 @contextmanager

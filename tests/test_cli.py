@@ -76,6 +76,17 @@ def test_features_skips_only_when_asked(tmp_path, checkpoint, video, capsys):
     assert "Left out" in printed.err
 
 
+def test_features_writes_nothing_of_no_numbers(tmp_path, checkpoint, video, capsys):
+    state = torch.load(checkpoint, weights_only=True)
+    state["layers.0.mixer.in_proj.weight"][0, 0] = float("nan")
+    torch.save(state, checkpoint)
+    arguments = ["features", str(video), "--checkpoint", str(checkpoint), "--device", "cpu"]
+    assert main([*arguments, "--frames", "3", "--size", "24", "--out", str(tmp_path / "f.npz")]) == 2
+    message = f"gave values that are no numbers, or infinite, at {video}: its weights have diverged"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "f.npz").exists()
+
+
 def test_info_of_features(tmp_path, checkpoint, video, capsys):
     arguments = ["features", str(video), "--checkpoint", str(checkpoint), "--device", "cpu"]
     arguments += ["--frames", "3", "--size", "24", "--policy", "flex-all", "--rule", "pi"]

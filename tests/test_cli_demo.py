@@ -14,6 +14,7 @@ from flexvideo.data.motion import MotionSet
 from flexvideo.demo import pair, recipe
 from flexvideo.demo.grid import Cell, points, run_grid, table_lines
 from flexvideo.demo.pair import FILES, accuracy_lines, finding, measure_pair
+from flexvideo.errors import UnsupportedModelError
 from flexvideo.evaluate import load_result
 from flexvideo.train import TrainConfig
 
@@ -63,6 +64,28 @@ def test_demo_shows_every_geometry(tmp_path, checkpoint, video, capsys):
     assert all(
         policy in printed for policy in ("temporal", "static-patch", "static-tokens", "flexivit", "flex-all")
     )
+
+
+def test_demo_refuses_weights_that_give_no_numbers(tmp_path, checkpoint, capsys):
+    state = torch.load(checkpoint, weights_only=True)
+    state["layers.0.mixer.in_proj.weight"][0, 0] = float("nan")
+    torch.save(state, checkpoint)
+    arguments = ["--frames", "2", "--sizes", "32", "--policies", "static-tokens"]
+    assert main(["demo", "--checkpoint", str(checkpoint), *arguments, "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr().err
+    assert "gave values that are no numbers, or infinite, at 4 x 32, its own size: its weights" in printed
+    assert not (tmp_path / "out" / "grid.json").exists()
+
+
+def test_a_cell_of_no_numbers_is_named(checkpoint):
+    model = fv.make_flexible(fv.load(checkpoint))
+
+    def clip(frames, size):
+        return torch.full((1, 3, frames, size, size), float("nan") if size == 24 else 0.5)
+
+    grid = points(model, policies=["temporal", "static-tokens"], frames=[2], sizes=[32, 24])
+    with pytest.raises(UnsupportedModelError, match="infinite, at 2 x 24 under temporal: its weights"):
+        list(run_grid(model, clip, grid))
 
 
 def test_demo_renders_its_own_video(tmp_path, checkpoint, capsys):

@@ -166,6 +166,20 @@ def test_models_that_give_no_vectors(folder: list[Path]) -> None:
         extract_features(Tokens(), folder[:2], frames=2, size=24)
 
 
+def test_features_that_are_no_numbers_name_the_video(folder: list[Path]) -> None:
+    class Overflowing(Means):
+        def forward_features(self, x: Tensor) -> Tensor:
+            rows = super().forward_features(x)
+            rows[1, 0] = torch.inf
+            return rows
+
+    message = (
+        r"Overflowing gave .* no numbers, or infinite, at \S*1\.mp4: .*, or torch\.float32 is too narrow"
+    )
+    with pytest.raises(UnsupportedModelError, match=message):
+        extract_features(Overflowing(), folder[:3], frames=2, size=24)
+
+
 @pytest.mark.parametrize("ending", [".safetensors", ".npz"])
 def test_files(tmp_path: Path, ending: str) -> None:
     names, features = ["a.mp4", "é 'b'.avi", "a.mp4"], torch.randn(3, 5)

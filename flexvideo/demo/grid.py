@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from flexvideo.discover import plan_for
+from flexvideo.features import require_finite
 from flexvideo.geometry import Base, Geometry
 from flexvideo.models import VideoMamba
 from flexvideo.policy import Policy, policy_of
@@ -111,6 +112,9 @@ def run_grid(model: VideoMamba, read: ClipReader, grid: Sequence[Point]) -> Iter
         read: `read(frames, size)` gives the clip as (1, 3, frames, size, size).
         grid: of `points`, for this model.
 
+    Raises:
+        UnsupportedModelError: a feature that is infinite or no number.
+
     Example:
         >>> import torch, flexvideo as fv
         >>> model = fv.make_flexible(fv.VideoMamba(img_size=32, patch_size=8, depth=1, embed_dim=32).eval())
@@ -120,7 +124,9 @@ def run_grid(model: VideoMamba, read: ClipReader, grid: Sequence[Point]) -> Iter
     """
     base = plan_for(model).base
     shadow = copy.deepcopy(model).to("meta")
-    reference = _feature(model, read(base.frames or grid[0].frames, base.height), patch=None)
+    frames = base.frames or grid[0].frames
+    reference = _feature(model, read(frames, base.height), patch=None)
+    require_finite(reference, model, at=f"{frames} x {base.height}, its own size")
     under = None
     for point in grid:
         clip = read(point.frames, point.size)
@@ -132,6 +138,7 @@ def run_grid(model: VideoMamba, read: ClipReader, grid: Sequence[Point]) -> Iter
         start = time.perf_counter()
         feature = _feature(model, clip, patch=point.patch)
         elapsed = 1e3 * (time.perf_counter() - start)
+        require_finite(feature, model, at=f"{point.frames} x {point.size} under {point.policy.name}")
         cosine = float(torch.cosine_similarity(feature, reference, dim=-1))
         yield _cell(point, _gflops(shadow, clip, point.patch), elapsed, cosine)
 

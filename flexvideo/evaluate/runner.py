@@ -11,6 +11,7 @@ from flexvideo.data.clips import IMAGENET_MEAN, IMAGENET_STD
 from flexvideo.errors import ConfigError, GeometryError, UnsupportedModelError
 from flexvideo.evaluate.grid import Cell, geometry_of
 from flexvideo.evaluate.native import NativeSize
+from flexvideo.features import require_finite
 from flexvideo.models.hub_mixin import HubMixin
 
 Output = Literal["cls", "mean", "scores"]
@@ -81,11 +82,7 @@ class Runner:
                 f"({len(clips)}, d), one vector a clip."
             )
         found = found.float().cpu()
-        if not found.isfinite().all():
-            raise UnsupportedModelError(
-                f"{type(self._model).__name__} gave values that are no numbers, or infinite, at {cell}: its "
-                f"weights have diverged, or {weight.dtype} is too narrow for it."
-            )
+        require_finite(found, self._model, at=str(cell))
         return found.softmax(1) if self._output == "scores" else found
 
     def _normalised(self, frames: UInt8[Tensor, "b t h w 3"]) -> Float[Tensor, "b 3 t h w"]:
