@@ -83,6 +83,27 @@ def plan_for(
     return replace(plan, unknown=unsettled(model, plan))
 
 
+def check_covered(model: nn.Module) -> None:
+    """Refuse a model of which a part was made flexible by itself, and the rest would not follow the clip.
+
+    Args:
+        model: a flexible model, or one that holds it.
+
+    Raises:
+        UnsupportedModelError: naming the part, and what a family knows around it.
+    """
+    part = next(path for path, module in model.named_modules() if "_flex" in vars(module))
+    for path in ["", *_ancestors(part)] if part else []:
+        for family in FAMILIES.values():
+            plan = family(model.get_submodule(path))
+            names = plan.within(path).parameters if isinstance(plan, Plan) else ()
+            if left := [name for name in names if not name.startswith(f"{part}.")]:
+                raise UnsupportedModelError(
+                    f"`{part}` of {type(model).__name__} was made flexible by itself, and {', '.join(left)} "
+                    "would not follow the clip: restore(model) first, then make the whole flexible."
+                )
+
+
 def _by_family(model: nn.Module) -> Plan | None:
     """Plan of the one module in the model that a family recognises; None when there is none.
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
 
-from flexvideo.errors import PlanError, brief
+from flexvideo.errors import PlanError, UnsupportedModelError, brief
 from flexvideo.geometry import Base, Geometry
 from flexvideo.resample import Rule, resample_table
 
@@ -93,7 +93,17 @@ class Table:
             base: sizes that the table was built for.
             geometry: sizes to resample it to.
             rule: decides on antialiasing.
+
+        Raises:
+            UnsupportedModelError: it has another size than when the model was made flexible.
         """
+        lengths = self.lengths(base)
+        if value.shape[self.dim : self.dim + len(lengths)] != lengths:
+            raise UnsupportedModelError(
+                f"`{self.name}` is of shape {tuple(value.shape)}, and was of {' x '.join(map(str, lengths))} "
+                f"in dimension {self.dim} when the model was made flexible: restore(model), replace it there, "
+                "and make that model flexible."
+            )
         old, new = self.size(base), self.size(geometry)
         if old == new:
             return value

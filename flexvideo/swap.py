@@ -9,7 +9,7 @@ from torch import nn
 
 from flexvideo.active import Flex, flex_of, flex_within
 from flexvideo.check import check_plain, check_plan, check_policy
-from flexvideo.discover import plan_for
+from flexvideo.discover import check_covered, plan_for
 from flexvideo.errors import UnsupportedModelError
 from flexvideo.families import find
 from flexvideo.geometry import ClipSpec
@@ -62,7 +62,7 @@ def make_flexible(
         NothingToFlexError: a model that takes clips of any size as it is.
         UnsupportedModelError: a model that is wrapped, as torch.compile(model) is and model.compile() is not,
             scripted or parametrized, or holds sizes of which nothing says whether they must follow the clip,
-            or a plan for one that is flexible already.
+            or of which a part alone was made flexible, or a plan for one that is flexible already.
         ConfigError: an unknown policy or rule.
 
     Example:
@@ -88,6 +88,7 @@ def make_flexible(
         raise UnsupportedModelError(
             f"{type(model).__name__} is flexible already: restore(model) first, then give it another plan."
         )
+    check_covered(model)
     if new_policy is not None:
         check_policy(flex.plan, new_policy)
     flex.follow(new_policy or flex.policy, replace(flex.plan, rule=new_rule or flex.plan.rule))

@@ -249,6 +249,20 @@ class TestModelAroundAModel:
         fv.restore(outer)
         assert type(outer.backbone) is VisionMamba
 
+    def test_a_part_without_its_tables(self) -> None:
+        for outer, path in (
+            (VisionMamba(), "patch_embed"),
+            (Recogniser(VisionMamba()), "backbone.patch_embed"),
+        ):
+            fv.make_flexible(outer.get_submodule(path))
+            message = (
+                rf"`{path}` of {type(outer).__name__} was made flexible by itself, and (backbone\.)?pos_em"
+            )
+            with pytest.raises(UnsupportedModelError, match=message + ".*: restore.model. first, then make"):
+                fv.make_flexible(outer, policy="static-patch")
+            assert fv.flex_config(outer)["policy"]["name"] == "static-tokens"
+            assert fv.make_flexible(fv.restore(outer))(clip((8, 48, 48))).shape == (2, 5)
+
     def test_two_of_them(self) -> None:
         both = nn.ModuleList([fv.make_flexible(VisionMamba()), fv.make_flexible(VisionMamba())])
         with pytest.raises(
@@ -525,6 +539,26 @@ def test_a_table_parametrized_afterwards_is_refused() -> None:
     parametrize.register_parametrization(model, "pos_embed", nn.Identity())
     with pytest.raises(UnsupportedModelError, match="`pos_embed` was parametrized after make_flexible, and"):
         model(torch.randn(1, 3, 4, 16, 64))
+
+
+@pytest.mark.parametrize("policy", ["static-tokens", "static-patch", "temporal"])
+def test_a_part_replaced_afterwards_is_named(policy: str) -> None:
+    """Whether it is resampled at that size or not."""
+    parts = {
+        "patch_embed.proj": nn.Conv3d(3, 16, (1, 4, 4), (1, 4, 4)),
+        "pos_embed": nn.Parameter(torch.zeros(1, 10, 16)),
+        "temporal_pos_embedding": nn.Parameter(torch.zeros(1, 8, 16)),
+    }
+    for name, part in parts.items():
+        model = fv.VideoMamba(img_size=32, patch_size=8, depth=1, embed_dim=16, num_frames=4)
+        fv.make_flexible(model, policy=policy)
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, part)
+        for size in ((4, 48, 48), (8, 32, 32)):
+            with pytest.raises(
+                UnsupportedModelError, match=rf"`{name}` .* restore\(model\), replace it there"
+            ):
+                model(torch.zeros(1, 3, *size))
 
 
 @pytest.mark.unchecked

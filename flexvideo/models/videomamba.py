@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flexvideo.devices import products_dtype
-from flexvideo.errors import ConfigError, GeometryError
+from flexvideo.errors import ConfigError, GeometryError, UnsupportedModelError
 from flexvideo.models.drop import kept
 from flexvideo.models.hub_mixin import HubMixin
 from flexvideo.models.mixer import BiMamba, bare
@@ -341,6 +341,12 @@ class VideoMamba(nn.Module, HubMixin):
         embed = self.patch_embed
         if tuple(grid) == embed.grid_size and rows == (steps, grid[0] * grid[1]):
             return
+        if "_flex" in vars(self):  # whose tables are at the geometry of the clip
+            raise UnsupportedModelError(
+                f"`patch_embed.proj` of this {type(self).__name__} is a {type(embed.proj).__name__}, which "
+                "does not follow the clip: it was replaced after make_flexible. restore(model), replace it there, "
+                "and make that model flexible."
+            )
         raise GeometryError(
             f"This {type(self).__name__} runs clips of {_times(self.config['num_frames'], *embed.img_size)} "
             f"(frames, height, width), and got {_times(*x.shape[2:])}; "
