@@ -129,22 +129,33 @@ def _describe_header(remote: Remote, listing: Listing, access: Access) -> Descri
 def _find(remote: Remote, revision: str | None, access: Access) -> Listing | Source:
     """What the repository holds; or what the cache has of it, where the Hub must not or cannot be asked."""
     if access.offline:
-        return _cached(remote, revision, access)
+        try:
+            return _cached(remote, revision, access)
+        except HubError as error:
+            if error.__cause__ is None:  # it is in the cache, and its file is not, or is damaged
+                raise
+            raise _neither(remote, error) from error.__cause__
     try:
         return _list(remote, revision, access)
     except HubError as error:
         if isinstance(error.__cause__, RepositoryNotFoundError):
-            raise HubError(
-                f"{error} There is no file or folder of that name here either."
-            ) from error.__cause__
+            raise _neither(remote, error) from error.__cause__
         if not is_passing(error.__cause__):
             raise
         try:
             source = _cached(remote, revision, access)
         except HubError:
-            raise error from error.__cause__
+            raise _neither(remote, error) from error.__cause__
         _warn(f"{error} Taking {source.name} from the cache")
         return source
+
+
+def _neither(remote: Remote, error: HubError) -> HubError:
+    """What is wrong with a name that is nothing here, and that nothing was got for from the Hub."""
+    return HubError(
+        f"{remote.repo_id} is no file or folder here: check the path, if it was meant as one. As a "
+        f"repository it was looked for too: {error}"
+    )
 
 
 def _list(remote: Remote, revision: str | None, access: Access) -> Listing:

@@ -101,8 +101,8 @@ class Table:
         if value.shape[self.dim : self.dim + len(lengths)] != lengths:
             raise UnsupportedModelError(
                 f"`{self.name}` is of shape {tuple(value.shape)}, and was of {' x '.join(map(str, lengths))} "
-                f"in dimension {self.dim} when the model was made flexible: restore(model), replace it there, "
-                "and make that model flexible."
+                f"in dimension {self.dim} when the model was made flexible: restore(model), replace it, and "
+                "make that model flexible."
             )
         old, new = self.size(base), self.size(geometry)
         if old == new:

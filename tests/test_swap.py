@@ -556,7 +556,7 @@ def test_a_part_replaced_afterwards_is_named(policy: str) -> None:
         setattr(model.get_submodule(owner), attribute, part)
         for size in ((4, 48, 48), (8, 32, 32)):
             with pytest.raises(
-                UnsupportedModelError, match=rf"`{name}` .* restore\(model\), replace it there"
+                UnsupportedModelError, match=rf"`{name}` .* restore\(model\), replace it, and"
             ):
                 model(torch.zeros(1, 3, *size))
 

@@ -344,7 +344,7 @@ class VideoMamba(nn.Module, HubMixin):
         if "_flex" in vars(self):  # whose tables are at the geometry of the clip
             raise UnsupportedModelError(
                 f"`patch_embed.proj` of this {type(self).__name__} is a {type(embed.proj).__name__}, which "
-                "does not follow the clip: it was replaced after make_flexible. restore(model), replace it there, "
+                "does not follow the clip: it was replaced after make_flexible. restore(model), replace it, "
                 "and make that model flexible."
             )
         raise GeometryError(
