@@ -35,7 +35,10 @@ def library() -> ctypes.CDLL:
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise CompileError("no C compiler was found (looked for $CC, cc, gcc and clang).")
+        raise CompileError(
+            "no C compiler was found (looked for $CC, cc, gcc and clang): install one, such as gcc, for "
+            "scans several times as fast."
+        )
     tune = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
     command = (*compiler.split(), tune, *FLAGS)
     target = _run((*compiler.split(), tune, "-dM", "-E", "-x", "c", os.devnull))
