@@ -64,8 +64,8 @@ def draw_step(rows: Sequence[Row], axes: "Axes", *, step: str, of_a_token: bool)
         axes.plot(shares.keys(), shares.values(), line, marker="o", ms=3, color=colour, label=NAMES[column])
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for axis, subs in ((axes.xaxis, (1, 3)), (axes.yaxis, (1, 2, 5))):
+        axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter("{x:,.10g}")
         axis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, alpha=0.2)

@@ -8,7 +8,7 @@
 // own pair and every LANES steps, so that softplus, gate, loads and stores are spread over the lanes. Sums over the
 // states times C go over the lanes transposed: of 4, 8 values in, 2 out, in the lane that has the inputs of that step.
 //
-// Where channels are too few for the device, time is split into spans, and cuda_ends.cu finds the states they begin with.
+// Where channels are too few for the device, time is split into spans; cuda_ends.cu finds what these begin with.
 //
 // A chain is the walk of both directions over one span by the channels of a block. 576 of them on 132 multiprocessors
 // leave most of these with 4 and some with 5, for which all wait. So work is dealt out in equal shares of tiles, at
@@ -18,16 +18,16 @@
 // last that its block of threads works on, the first the first of its own, so that it is there by then; and blocks wait
 // only for those of a lower index, which have begun. States are handed over in float32: the same bits as uncut.
 //
-// Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16, tiles of 16): 96 registers, so 5 blocks of 4 warps
-// a multiprocessor; none is spilled within a tile. A warp's update takes 8.3 instructions before the directions meet
-// and 9.05 after it (4 of them are the recurrence and its exponential, 1 is y), or 8.55 and 9.4 if states are kept: 2.1
-// to 2.4 clocks of a multiprocessor, beside 2.1 and 2.4 of its exponentials and 2.3 of shared and global memory if a
-// 128-bit load of a warp takes 4. With ENDS it is 6.4. Float32, whose pairs are two registers, spills 20 a tile.
+// Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16, tiles of 16, 4 warps a direction): 128 registers, so
+// 2 blocks of 8 warps a multiprocessor; none is spilled. A warp's update takes 8.1 instructions before the directions
+// meet and 8.8 after it (4 of them are the recurrence and its exponential, 1 is y), or 8.35 and 9.1 if states are kept:
+// 2.0 to 2.3 clocks of a multiprocessor, beside 2.1 and 2.3 of its exponentials and 2.2 of shared and global memory if a
+// 128-bit load of a warp takes 4. In cuda_ends.cu it is 6.4.
 //
 // Measured on an H100 (1152 channels, bfloat16, N = 16, as a CUDA graph; ms with states kept / without): 16 x 3137
-// tokens 0.873 / 0.854, 8 x 6273 0.865 / 0.870, 4 x 12545 0.881 / 0.880, 1 x 100353 1.700 / 1.697, 1 x 3137 0.095 /
-// 0.096. Tensor cores for the sums over the states were tried: 1.4 instructions less, and yet up to 5 % longer, since
-// exponentials are what bounds the kernel. Tiles of 8 are 0.3 to 0.6 instructions more, and 4 to 8 % longer.
+// tokens 0.787 / 0.777, 1 x 3137 0.095 / 0.097: 3.5 clocks an update, so that none of these three alone is the bound.
+// Blocks of 2 warps a direction read halves of lines, which takes longer; tensor cores for the sums over the states
+// save 1.4 instructions and no time; tiles of 8 are 0.3 to 0.6 instructions more.
 //
 // Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), PAIRS and QUADS (rows are
 // aligned: 2 channels, 4 states are one load); SAVE (states are kept for the backward pass), KEPT (steps between two of
