@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.only or ():
         if name not in known:
             parser.error(f"--only: no training {name!r}; there are {', '.join(map(repr, known))}")
+    if place.device == "cpu" and not options.toy:
+        parser.error("no GPU is visible, without which this takes weeks: try it with --toy")
     place.out.mkdir(parents=True, exist_ok=True)
     if not make_start(place):
         place.say("the time is over; the start goes on with the next call")

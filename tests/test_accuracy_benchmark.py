@@ -284,3 +284,10 @@ def test_the_distilled_learn_from_their_own_size():
     torch.testing.assert_close(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights))
     same = batch(2, 16, 8)  # one pass is both
     torch.testing.assert_close(criterion(model, same), loss_sum(model(same.clips), same))
+
+
+def test_without_a_gpu_only_the_toy_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        module("accuracy").main(["--out", str(tmp_path)])
+    assert "no GPU is visible, without which this takes weeks: try it with --toy" in capsys.readouterr().err
