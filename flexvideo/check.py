@@ -12,6 +12,7 @@ from flexvideo.hosts import takes_patch
 from flexvideo.layers import FLEXIBLE_LAYERS
 from flexvideo.plan import Plan, Table
 from flexvideo.policy import Policy
+from flexvideo.policybase import FRAMES
 
 _WRAP_AFTERWARDS = "call make_flexible first, then wrap the model", "give the model inside (`.module`)"
 _UNSHARD = "load its full state dict into a flexible model that is not sharded, and give that one"
@@ -106,7 +107,7 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
 
 
 def check_policy(plan: Plan, policy: Policy) -> None:
-    """Refuse a policy that finds nothing to change in a model.
+    """Refuse a policy that finds nothing to change in a model, or was given frame counts that it cannot run.
 
     Args:
         plan: what is made flexible.
@@ -114,6 +115,7 @@ def check_policy(plan: Plan, policy: Policy) -> None:
 
     Raises:
         PlanError: naming the policies that apply.
+        GeometryError: naming frame counts that the tubelets divide.
     """
     if policy.name not in plan.policies:
         lacks = "a patch that can change" if policy.changes_patch else "an axis of time"
@@ -121,6 +123,8 @@ def check_policy(plan: Plan, policy: Policy) -> None:
             f"Policy {policy.name!r} does not apply to {plan.family}, which lacks {lacks}: choose from "
             f"{', '.join(map(repr, plan.policies))}."
         )
+    if policy.frames != FRAMES:  # the default is of use without them, to run a model and not train it
+        policy.check_frames(plan.base)
 
 
 def _check_patch_embed(model: nn.Module, path: str, plan: Plan) -> None:

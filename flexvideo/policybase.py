@@ -56,12 +56,16 @@ class Policy(ABC):
             epoch: any whole number.
             step: any whole number.
 
+        Raises:
+            GeometryError: when the model cannot run what could be drawn.
+
         Example:
             >>> from flexvideo import StaticTokens
             >>> base = Base(frames=16, height=224, width=224, patch=(16, 16))
             >>> StaticTokens().sample(base, seed=0, epoch=0, step=0)
             ClipSpec(frames=32, height=96, width=96, patch=(7, 7))
         """
+        self.check_frames(base)
         key = f"{seed}/{epoch}/{step}"
         frames = _choose(self.frames, f"{key}/frames")
         (height, width), patches = _choose(self._options(base), f"{key}/size")
@@ -82,6 +86,7 @@ class Policy(ABC):
             >>> len(StaticTokens().specs(Base(frames=16, height=224, width=224, patch=(16, 16))))
             16
         """
+        self.check_frames(base)
         specs = tuple(
             ClipSpec(frames, height, width, patch)
             for frames in self.frames
@@ -91,6 +96,25 @@ class Policy(ABC):
         for spec in specs:
             self.geometry(base, spec.frames, spec.height, spec.width, spec.patch)
         return specs
+
+    @final
+    def check_frames(self, base: Base) -> None:
+        """Refuse frame counts that the tubelets of a model do not divide.
+
+        Args:
+            base: sizes that the model was built for.
+
+        Raises:
+            GeometryError: naming them, and the next ones that would do.
+        """
+        tubelet = base.tubelet
+        if misfits := [str(frames) for frames in self.frames if frames % tubelet]:
+            multiples = tuple(dict.fromkeys(-(-frames // tubelet) * tubelet for frames in self.frames))
+            raise GeometryError(
+                f"The policy {self.name!r} draws clips of {', '.join(misfits)} frames, which cannot be cut "
+                f"into this model's tubelets of {tubelet} frames: give it others, such as "
+                f"{type(self).__name__}(frames={multiples})."
+            )
 
     @final
     def geometry(

@@ -64,6 +64,7 @@ def make_flexible(
             scripted or parametrized, or holds sizes of which nothing says whether they must follow the clip,
             or of which a part alone was made flexible, or a plan for one that is flexible already.
         ConfigError: an unknown policy or rule.
+        GeometryError: a policy with frame counts that the model's tubelets do not divide.
 
     Example:
         >>> import torch

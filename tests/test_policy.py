@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ from flexvideo import (
     StaticPatch,
     StaticTokens,
     Temporal,
+    VideoMamba,
+    make_flexible,
+    plan_for,
     policy,
     policy_of,
 )
@@ -421,8 +425,28 @@ def test_sampled_sizes_may_be_pairs() -> None:
 def test_specs_refuse_what_the_model_cannot_run() -> None:
     with pytest.raises(GeometryError, match=r"^A side of 8 px is smaller than the model's grid of 14 tokens"):
         StaticTokens(sizes=(8, 224)).specs(PAPER)
-    with pytest.raises(GeometryError, match=r"^9 frames cannot be cut into tubelets of 2 frames"):
-        StaticPatch(frames=(8, 9)).specs(Base(16, 224, 224, (16, 16), tubelet=2))
+    two = Base(16, 224, 224, (16, 16), tubelet=2)
+    message = (
+        r"^The policy 'static-patch' draws clips of 9, 11 frames, which cannot be cut into this model's "
+        r"tubelets of 2 frames: give it others, such as StaticPatch\(frames=\(8, 10, 12\)\)\.$"
+    )
+    for draw in (StaticPatch.specs, partial(StaticPatch.sample, seed=0, epoch=0, step=0)):
+        with pytest.raises(GeometryError, match=message):
+            draw(StaticPatch(frames=(8, 9, 11)), two)
+        draw(StaticPatch(frames=(8, 10, 12)), two)
+
+
+def test_make_flexible_refuses_frames_that_the_tubelets_do_not_divide() -> None:
+    model = VideoMamba(img_size=32, patch_size=8, depth=1, embed_dim=16, num_frames=3, kernel_size=3)
+    with pytest.raises(GeometryError, match=r"'temporal' draws .* such as Temporal\(frames=\(6, 9\)\)"):
+        make_flexible(model, policy=Temporal(frames=(4, 8, 9)))
+    assert type(model) is VideoMamba
+    make_flexible(model)  # of which nothing is drawn yet
+    with pytest.raises(GeometryError, match=r"'static-tokens' draws clips of 8, 16, 32, 64 frames"):
+        StaticTokens().sample(plan_for(model).base, seed=0, epoch=0, step=0)
+    with pytest.raises(GeometryError, match=r"such as FlexAll\(frames=\(6,\)\)"):
+        make_flexible(model, policy=FlexAll(frames=(4,)))
+    make_flexible(model, policy=FlexAll(frames=(6,)))
 
 
 @any_policy
