@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flexvideo.devices import products_dtype
-from flexvideo.errors import ConfigError, GeometryError, UnsupportedModelError
+from flexvideo.errors import GeometryError, UnsupportedModelError
+from flexvideo.models.arguments import check_arguments, pair_of
 from flexvideo.models.drop import kept
 from flexvideo.models.hub_mixin import HubMixin
 from flexvideo.models.mixer import BiMamba, bare
@@ -190,7 +191,8 @@ class VideoMamba(nn.Module, HubMixin):
         dtype: as in torch.
 
     Raises:
-        ConfigError: an unknown `init` or `scan_backend`, or sizes of which no patch fits.
+        ConfigError: an unknown `init` or `scan_backend`, a number out of range, sizes of which no patch fits,
+            or frames that `kernel_size` does not divide.
 
     Example:
         >>> import torch
@@ -229,21 +231,13 @@ class VideoMamba(nn.Module, HubMixin):
             del arguments[other]
         super().__init__()
         self.config: dict[str, Any] = arguments
-        if depth < 1:
-            raise ConfigError(f"A VideoMamba needs at least one block, and got depth={depth}.")
-        _check(
-            img_size=_pair(img_size),
-            patch=_pair(patch_size),
-            frames=num_frames,
-            tubelet=kernel_size,
-            init=init,
-        )
+        check_arguments(arguments, dtype)
         like = {"device": device, "dtype": dtype}
         self.num_classes, self.embed_dim = num_classes, embed_dim
         self.use_checkpoint, self.checkpoint_num = use_checkpoint, checkpoint_num
         self.patch_embed = PatchEmbed(
-            img_size=_pair(img_size),
-            patch_size=_pair(patch_size),
+            img_size=pair_of(img_size, "img_size"),
+            patch_size=pair_of(patch_size, "patch_size"),
             tubelet_size=kernel_size,
             channels=channels,
             embed_dim=embed_dim,
@@ -375,22 +369,5 @@ def init_weights(model: VideoMamba, *, mixers: bool) -> None:
     nn.init.trunc_normal_(model.pos_embed, std=0.02)
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
-
-
 def _times(*sizes: int) -> str:
     return " x ".join(str(size) for size in sizes)
-
-
-def _check(
-    *, img_size: tuple[int, int], patch: tuple[int, int], frames: int, tubelet: int, init: str
-) -> None:
-    if init not in ("official", "mamba"):
-        raise ConfigError(f"Unknown init {init!r}; known: 'official', 'mamba'.")
-    if min(*patch, tubelet) < 1 or frames < tubelet or img_size[0] < patch[0] or img_size[1] < patch[1]:
-        raise ConfigError(
-            f"A clip of {_times(frames, *img_size)} (frames, height, width) holds no patch of "
-            f"{_times(tubelet, *patch)}; make the patch smaller or the clip larger."
-        )
