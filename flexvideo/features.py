@@ -60,6 +60,8 @@ def extract_features(
         >>> features.shape  # doctest: +SKIP
         torch.Size([2, 192])
     """
+    if isinstance(videos, str | Path):
+        raise ConfigError(f"`videos` is a list of files: give [{str(videos)!r}] for one.")
     if not videos or batch < 1 or workers < 1:
         raise ConfigError(
             "Features need at least 1 video, 1 clip a batch and 1 worker; "

@@ -1,5 +1,6 @@
 """Which frames, what size, what scale: laws by hypothesis, pixels against Pillow, a real video end to end."""
 
+import math
 from importlib.metadata import files
 from itertools import pairwise
 from pathlib import Path
@@ -218,8 +219,8 @@ def test_real_video() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"frames": 0}, GeometryError, "`frames` must be at least 1, got 0"),
-        ({"frames": -3}, GeometryError, "`frames` must be at least 1, got -3"),
+        ({"frames": 0}, GeometryError, "`frames` must be a whole number of at least 1, got 0"),
+        ({"frames": -3}, GeometryError, "`frames` must be a whole number of at least 1, got -3"),
         ({"size": 0}, GeometryError, "`size` must be a positive whole number of pixels .*, got 0"),
         (
             {"size": (32, -1)},
@@ -227,7 +228,7 @@ def test_real_video() -> None:
             r"`size` must be .* or a \(height, width\) pair, got \(32, -1\)",
         ),
         ({"size": [32]}, GeometryError, r"`size` must be .* pair, got \[32\]"),
-        ({"clips": 0}, GeometryError, "`clips` must be at least 1, got 0"),
+        ({"clips": 0}, GeometryError, "`clips` must be a whole number of at least 1, got 0"),
         ({"clip": 3, "clips": 3}, ConfigError, "There is no clip 3 among 3: clips are numbered from 0 to 2"),
         (
             {"clips": 2, "sampling": "linspace"},
@@ -237,7 +238,7 @@ def test_real_video() -> None:
         (
             {"mean": (0.5,)},
             ConfigError,
-            r"each of 3 colours, those of `std` above 0; got \(0.5,\)",
+            r"a finite number for each of 3 colours, those of `std` above 0; got \(0.5,\)",
         ),
         (
             {"std": (1.0, 0.0, 1.0)},
@@ -246,12 +247,42 @@ def test_real_video() -> None:
         ),
         ({"start": 5.0}, VideoError, "There is no segment from 5 s to 5 s in a video of 5 s: it must begin"),
         ({"start": 2.0, "end": 2.0}, VideoError, "no segment from 2 s to 2 s in a video of 5 s"),
-        ({"start": -1.0}, VideoError, "no segment from -1 s to 5 s"),
+        (
+            {"start": -1.0},
+            VideoError,
+            "no segment from -1 s to 5 s in a video of 5 s: it must begin at 0 s or later, before 5 s",
+        ),
+        ({"mean": (0.5, math.nan, 0.5)}, ConfigError, r"need a finite number .* got \(0.5, nan, 0.5\)"),
     ],
 )
 def test_impossible_clips(path: Path, changes: dict[str, object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         read_clip(path, **changes)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frames": 2.5}, "`frames` must be a whole number of at least 1, got 2.5"),
+        ({"frames": "8"}, "`frames` must be a whole number of at least 1, got '8'"),
+        ({"clips": 1.5}, "`clips` must be a whole number of at least 1, got 1.5"),
+        ({"start": "1"}, "`start` must be a number of seconds or None, got '1'"),
+        ({"end": [2]}, r"`end` must be a number of seconds or None, got \[2\]"),
+        ({"mean": 0.5}, "`mean` and `std` need a finite number for each of 3 colours.* got 0.5 and"),
+        ({"std": ("a",) * 3}, "`mean` and `std` need a finite number for each of 3 colours"),
+    ],
+)
+def test_clips_of_another_kind(path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises((GeometryError, ConfigError), match=words):
+        read_clip(path, **changes)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("given", [None, "", " ", 3])
+def test_what_is_no_path(given: object) -> None:
+    with pytest.raises(VideoError, match=f"A video is given by the path of its file, got {given!r}"):
+        read_clip(given)
 
 
 @pytest.mark.unchecked
@@ -271,5 +302,5 @@ def test_sizes_of_another_kind(path: Path, size: object) -> None:
 
 
 def test_no_frames_to_choose_from() -> None:
-    with pytest.raises(GeometryError, match="`count` must be at least 1, got 0"):
+    with pytest.raises(GeometryError, match="`count` must be a whole number of at least 1, got 0"):
         sample_frames(0, 4)

@@ -154,6 +154,13 @@ def test_impossible_settings(folder: list[Path], given: int, changes: dict[str, 
         extract_features(Means(), folder[:given], **changes)
 
 
+@pytest.mark.unchecked
+@pytest.mark.parametrize("given", ["a.mp4", Path("a.mp4")])
+def test_one_video_by_itself(given: object) -> None:
+    with pytest.raises(ConfigError, match=r"`videos` is a list of files: give \['a.mp4'\] for one\.$"):
+        extract_features(Means(), given)
+
+
 def test_models_that_give_no_vectors(folder: list[Path]) -> None:
     with pytest.raises(UnsupportedModelError, match="Linear has no method `forward_features`"):
         extract_features(nn.Linear(2, 2), folder, frames=2, size=24)

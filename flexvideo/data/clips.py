@@ -1,7 +1,9 @@
 """From a video file to a clip that a model takes: which frames, what size, what scale."""
 
+import math
 import random
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -55,7 +57,7 @@ def read_clip(
     Raises:
         VideoError: the file is not a readable video, or has no such segment.
         GeometryError: a number of frames, clips or pixels below 1, or a size of another kind.
-        ConfigError: a `mean` or `std` that does not fit the colours.
+        ConfigError: a `mean` or `std` that does not fit the colours, or a time that is no number.
 
     Example:
         >>> read_clip("video.mp4", frames=32, size=128).shape  # doctest: +SKIP
@@ -63,6 +65,9 @@ def read_clip(
     """
     _require_positive("frames", frames)
     size = _checked(size)
+    for name, value in (("start", start), ("end", end)):
+        if not isinstance(value, Real | None):
+            raise ConfigError(f"`{name}` must be a number of seconds or None, got {value!r}.")
 
     def choose(index: VideoIndex) -> list[int]:
         segment = index.within(start, end)
@@ -233,12 +238,13 @@ def normalize(
         >>> normalize(torch.zeros(8, 112, 112, 3, dtype=torch.uint8)).shape
         torch.Size([1, 3, 8, 112, 112])
     """
-    if not len(mean) == len(std) == frames.shape[-1] or min(std) <= 0:
+    colours, deviations = _numbers(mean), _numbers(std)
+    if not len(colours) == len(deviations) == frames.shape[-1] or min(deviations) <= 0:
         raise ConfigError(
-            f"`mean` and `std` need a number for each of {frames.shape[-1]} colours, those of `std` above 0; "
-            f"got {tuple(mean)} and {tuple(std)}."
+            f"`mean` and `std` need a finite number for each of {frames.shape[-1]} colours, those of `std` "
+            f"above 0; got {mean} and {std}."
         )
-    shift, scale = torch.tensor(mean).view(-1, 1, 1, 1), torch.tensor(std).view(-1, 1, 1, 1)
+    shift, scale = torch.tensor(colours).view(-1, 1, 1, 1), torch.tensor(deviations).view(-1, 1, 1, 1)
     values = frames.permute(3, 0, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return values.sub_(255 * shift).div_(255 * scale)[None]
 
@@ -248,6 +254,15 @@ def _checked(size: Size | list[int]) -> Size:
     return size if isinstance(size, int) else pair
 
 
+def _numbers(values: Sequence[float]) -> list[float]:
+    """What is given as finite numbers; empty when it is anything else."""
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
+
+
 def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise GeometryError(f"`{name}` must be at least 1, got {value}.")
+    if not isinstance(value, Integral) or value < 1:
+        raise GeometryError(f"`{name}` must be a whole number of at least 1, got {value!r}.")

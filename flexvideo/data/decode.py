@@ -267,6 +267,8 @@ def _opened(path: str | Path, threads: int) -> "Iterator[tuple[InputContainer, V
 
 
 def _checked(path: str | Path) -> Path:
+    if not isinstance(path, str | Path) or not str(path).strip():
+        raise VideoError(f"A video is given by the path of its file, got {path!r}.")
     file = Path(path).absolute()
     if file.is_dir():
         raise VideoError(f"{path} is a directory; a video file was expected.")

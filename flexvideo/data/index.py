@@ -50,7 +50,7 @@ class VideoIndex:
         if not 0 <= begin < min(stop, self.length):
             raise VideoError(
                 f"There is no segment from {begin:g} s to {stop:g} s in a video of {self.length:g} s: "
-                "it must begin inside the video and end after its beginning."
+                f"it must begin at 0 s or later, before {self.length:g} s, and end after its beginning."
             )
         first, last = bisect_left(self.seconds, begin), bisect_left(self.seconds, stop)
         return range(first, last) if first < last else range(first - 1, first)
