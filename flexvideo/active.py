@@ -192,22 +192,16 @@ class Flex:
     def _sizes(self, clip: Any) -> tuple[int, int, int]:
         layout: Layout = self.plan.layout
         if not isinstance(clip, Tensor) or clip.ndim != len(layout):
-            found = f"shape {tuple(clip.shape)}" if isinstance(clip, Tensor) else type(clip).__name__
-            several = (
-                " If it takes clips of several frames, restore(model) and give a plan that says so: "
-                "plan_for(model, frames=...), or one with layout='bcthw' or 'btchw'."
-            )
-            raise GeometryError(
-                f"The model takes clips as ({_names(layout)}), got {found}."
-                + (several if layout == "bchw" and isinstance(clip, Tensor) and clip.ndim == 5 else "")
-            )
+            if not isinstance(clip, Tensor):
+                found, remedy = type(clip).__name__, ""
+            else:
+                found, remedy = f"shape {tuple(clip.shape)}", _rank_remedy(clip, layout)
+            raise GeometryError(f"The model takes clips as ({_names(layout)}), got {found}.{remedy}")
         sizes = dict(zip(layout, clip.shape, strict=True))
         if sizes["c"] != self.channels:
-            others = [other for other in get_args(Layout) if other != layout and len(other) == len(layout)]
             raise GeometryError(
-                f"The model takes clips as ({_names(layout)}) with {self.channels} channels, got "
-                f"shape {tuple(clip.shape)}, which has {sizes['c']}."
-                + "".join(f" For {other} give a plan with layout={other!r}." for other in others)
+                f"The model takes clips as ({_names(layout)}) with {self.channels} channels, got shape "
+                f"{tuple(clip.shape)}, which has {sizes['c']}.{_channels_remedy(clip, layout, self.channels)}"
             )
         # `index`, unlike `int`, makes torch.export and torch.compile specialise on the sizes, which decide on
         # shapes everywhere: half-symbolic ones take inductor minutes.
@@ -261,6 +255,32 @@ def flex_of(model: nn.Module) -> Flex:
             f"{type(model).__name__} is not flexible: call make_flexible(model) first."
         )
     return flex
+
+
+def _rank_remedy(clip: Tensor, layout: Layout) -> str:
+    """What to do about a clip of other dimensions."""
+    if clip.ndim == len(layout) - 1:
+        return " One clip is a batch of one: clip[None]."
+    if clip.ndim == 5 and layout == "bchw":
+        return (
+            " If it takes clips of several frames, restore(model) and give a plan that says so: "
+            "plan_for(model, frames=...), or one with layout='bcthw' or 'btchw'."
+        )
+    return ""
+
+
+def _channels_remedy(clip: Tensor, layout: Layout, channels: int) -> str:
+    """What to do about a clip of other channels: another order of dimensions, or other colours."""
+    at, found = layout.index("c"), clip.shape[layout.index("c")]
+    others = [other for other in get_args(Layout) if len(other) == len(layout)]
+    if fitting := [other for other in others if clip.shape[other.index("c")] == channels]:
+        return "".join(f" For {other} give a plan with layout={other!r}." for other in fitting)
+    if channels == 3 and found == 1:
+        sizes = ", ".join("3" if dimension == at else "-1" for dimension in range(clip.ndim))
+        return f" Grey frames in colour are clip.expand({sizes})."
+    if channels == 3 and found == 4:
+        return f" Without the fourth, such as the alpha of RGBA, it is clip[{':, ' * at}:3]."
+    return ""
 
 
 def _names(layout: Layout) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flexvideo.active import Patch, flex_of
+from flexvideo.errors import GeometryError
 from flexvideo.families import find
 from flexvideo.geometry import Geometry, as_pair
 from flexvideo.layers import PatchLayer, weight_at
@@ -39,6 +40,8 @@ def bake(model: Model, *, frames: int, size: int | tuple[int, int], patch: Patch
         (<class 'flexvideo.models.videomamba.VideoMamba'>, torch.Size([1, 1000]))
     """
     flex = flex_of(model)
+    if type(frames) is not int:
+        raise GeometryError(f"`frames` must be a whole number, got {frames!r}.")
     height, width = as_pair(size, what="size")
     geometry = flex.policy.geometry(flex.plan.base, frames, height, width, patch)
     path = next(iter(swapped(model)))  # of the model that the names of the plan are of

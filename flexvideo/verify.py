@@ -54,7 +54,7 @@ def verify(
     Raises:
         PlanError: what went wrong, and what it says about the plan.
         GeometryError: another clip that the model cannot be given.
-        UnsupportedModelError: a model that make_flexible refuses, or that is flexible already.
+        UnsupportedModelError: a model that make_flexible refuses, is flexible already, or has no values.
 
     Example:
         >>> from flexvideo import VideoMamba
@@ -63,6 +63,11 @@ def verify(
     if flex_within(model) is not None:
         raise UnsupportedModelError(
             f"{type(model).__name__} is flexible already: restore(model) first, then verify it."
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is on the meta device, where outputs have no values to compare: "
+            "verify it once it has its weights."
         )
     plan = plan_for(model) if plan is None else plan
     check_plan(model, plan)

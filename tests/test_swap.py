@@ -386,6 +386,13 @@ def test_bake_says_which_clip_the_model_takes() -> None:
     assert fv.bake(model, frames=4, size=98, patch=7).patch_embed.img_size == (98, 98)
 
 
+@pytest.mark.unchecked
+@pytest.mark.parametrize("frames", [2.5, True, "8"])
+def test_bake_of_no_whole_number_of_frames(frames: object) -> None:
+    with pytest.raises(GeometryError, match=f"`frames` must be a whole number, got {frames!r}"):
+        fv.bake(fv.make_flexible(VisionMamba()), frames=frames, size=32)
+
+
 def test_warning_of_bake_points_at_its_caller() -> None:
     code = """
 import warnings, flexvideo as fv
@@ -436,13 +443,21 @@ def test_not_flexible() -> None:
 BAD_CLIPS = {
     "one channel": (
         torch.rand(1, 1, 4, 32, 32),
-        r"with 3 channels, got shape \(1, 1, 4, 32, 32\), which has 1",
+        r"with 3 channels, got shape \(1, 1, 4, 32, 32\), which has 1\. Grey frames in colour are clip\."
+        r"expand\(-1, 3, -1, -1, -1\)\.$",
     ),
+    "four channels": (
+        torch.rand(1, 4, 4, 32, 32),
+        r"which has 4\. Without the fourth, such as the alpha of RGBA, it is clip\[:, :3\]\.$",
+    ),
+    "two channels": (torch.rand(1, 2, 4, 32, 32), r"which has 2\.$"),
     "channels after time": (torch.rand(1, 4, 3, 32, 32), "For btchw give a plan with layout='btchw'"),
     "four dimensions": (
         torch.rand(3, 4, 32, 32),
-        r"takes clips as \(batch, channels, frames, height, width\), got shape \(3, 4, 32, 32\)",
+        r"takes clips as \(batch, channels, frames, height, width\), got shape \(3, 4, 32, 32\)\. "
+        r"One clip is a batch of one: clip\[None\]\.$",
     ),
+    "three dimensions": (torch.rand(3, 32, 32), r"got shape \(3, 32, 32\)\.$"),
     "no tensor": ([1, 2], "height, width\\), got list"),
     "zero frames": (
         torch.rand(1, 3, 0, 32, 32),

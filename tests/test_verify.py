@@ -266,6 +266,13 @@ def test_flexible_already() -> None:
         fv.verify(fv.make_flexible(VisionMamba()))
 
 
+def test_no_values_to_compare() -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"VisionMamba is on the meta device, .*: verify it once it"
+    ):
+        fv.verify(VisionMamba().to("meta"))
+
+
 def test_error_shows_what_could_be_named() -> None:
     with pytest.raises(PlanError) as caught:
         fv.plan_for(Unknown(rows=17))
