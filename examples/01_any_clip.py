@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 import flexvideo as fv
+from flexvideo.errors import FlexVideoError
 
 
 def main(
@@ -37,4 +38,7 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint")
     parser.add_argument("video")
     options = parser.parse_args()
-    main(options.checkpoint, options.video)
+    try:
+        main(options.checkpoint, options.video)
+    except FlexVideoError as error:  # every error that flexvideo raises on purpose says what to do
+        parser.error(str(error))

@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import runpy
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -38,6 +40,14 @@ def test_any_clip(files, capsys):
     printed = capsys.readouterr().out
     assert "temporal_pos_embedding" in printed
     assert printed.count("probability") == 2
+
+
+def test_any_clip_of_a_checkpoint_that_is_not_there(files, capsys, monkeypatch):
+    path = EXAMPLES / "01_any_clip.py"
+    monkeypatch.setattr(sys, "argv", [str(path), str(files / "no.pth"), str(files / "a.mp4")])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(path), run_name="__main__")
+    assert f"error: {files / 'no.pth'} is no file or folder here" in capsys.readouterr().err
 
 
 def test_your_own_model(capsys):
