@@ -349,7 +349,7 @@ def test_workers_outlive_the_signals_that_a_terminal_or_a_scheduler_sends_to_the
         ({"accumulate": 0}, "`accumulate` must be at least 1, got 0."),
         ({"rank": 2, "world": 2}, "There is no rank 2 among 2: ranks are numbered from 0 to 1."),
         ({"workers": -1}, "`workers` must be at least 0, got -1."),
-        ({"std": (1.0, 1.0)}, "`mean` and `std` need a number for each of 3 colours"),
+        ({"std": (1.0, 1.0)}, "`mean` and `std` need a finite number for each of 3 colours"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:
