@@ -77,32 +77,6 @@ struct Own {
     Pair u, delta, grad, z;
 };
 
-// constants: of a number that it does not know the compiler reserves all 16
-DEVICE void wait_for_group(const Place& me) {
-    if (me.k)
-        barrier(2, GROUP);
-    else
-        barrier(1, GROUP);
-}
-
-DEVICE Pair load_pair(const Scalar* from, bool on, bool second, Pair otherwise) {
-#if EVEN
-    return on ? *(const Pair*)from : otherwise;
-#else
-    float2 x = unpack(otherwise);
-    return pair_of(on ? from[0] : from_float(x.x), on && second ? from[1] : from_float(x.y));
-#endif
-}
-
-DEVICE void store_pair(Scalar* to, const float (&x)[2], bool on, bool second) {
-#if EVEN
-    if (on) *(Pair*)to = pack(x[0], x[1]);
-#else
-    if (on) to[0] = from_float(x[0]);
-    if (on && second) to[1] = from_float(x[1]);
-#endif
-}
-
 DEVICE void load_states(float (&x)[HELD], const float* from) {
 #pragma unroll
     for (int i = 0; i < HELD; i += 4) {

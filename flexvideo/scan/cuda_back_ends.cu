@@ -1,15 +1,13 @@
 // The pass before the gradients where time is split into spans: what each of them hands back to the one before it.
 //
-// Of a zero gradient at its end that is the sum over its steps of exp(A S) C times the gradient of y, S being the sum of
-// dt up to the step, added up from the beginning of the span as far as exp(A S) has become zero in all states of the
+// Of a zero gradient at its end that is the sum over its steps of exp(A S) C times the gradient of y, S being the sum
+// of dt up to the step, added up from the beginning of the span as far as exp(A S) has become zero in all states of the
 // direction's channels: what follows would add exactly nothing (128 steps where A is -1 to -16 and dt log 2). What is
 // not looked at does not show as NaN before the span.
 //
 // Macros: those of cuda_backward.cu, all of which it is given.
 #define ENDS 1
 #include "cuda_back.cuh"
-
-#define GONE -127.0f  // exponentials of 2 flush to zero here
 
 // Whether nothing that lies further on in the span than this sum of dt is left in the own states.
 DEVICE bool forgotten(const Place& me, const Walk& w) {
@@ -21,11 +19,6 @@ DEVICE bool forgotten(const Place& me, const Walk& w) {
         all = all && (!me.on || !me.second || w.a[1][i] * w.total[1] <= GONE);
     }
     return all;
-}
-
-// waits as wait_for_group, and votes
-DEVICE bool all_of_group(const Place& me, bool yes) {
-    return me.k ? barrier_all(2, GROUP, yes) : barrier_all(1, GROUP, yes);
 }
 
 // What the steps of a tile, earliest first, hand back to the beginning of the span.
@@ -54,7 +47,7 @@ DEVICE void block_ends(const Inputs& in, const Place& me, Walk& w, int s) {
     Cursor cursor = cursor_at(in, me, s + tiles.first * STEPS);
     Own next = load_own(in, me, cursor, true);
     fill_rows(in, me, s);
-    wait_for_group(me);
+    wait_for_side(me.k, GROUP);
 #pragma unroll 1
     for (int tile = tiles.first; tile <= tiles.last; tile++) {
         Own x = next;
@@ -69,7 +62,7 @@ DEVICE void walk_blocks(const Inputs& in, const Outputs& to, const Place& me, Wa
                         int begin, int end) {
     for (int block = 0; block < length / KEPT; block++) {
         block_ends(in, me, w, first + block * KEPT);
-        if (all_of_group(me, forgotten(me, w))) break;
+        if (all_of_side(me.k, GROUP, forgotten(me, w))) break;
     }
 }
 

@@ -24,8 +24,8 @@
 // FMA pipe (2), where tensor cores take 1.0 in all; tiles of 2 (twice the memory put aside) or 8 (registers).
 //
 // Macros: DTYPE; DIRECTIONS; STATES, and KEPT_STATES of them in memory; HELD states a lane; WARPS a direction; RESIDENT
-// blocks of threads a multiprocessor; EVEN channels may be read in pairs; CARRY spans begin with what cuda_back_ends.cu
-// found; REMAKE the output of the forward pass too; FAR put states aside in global memory.
+// blocks of threads a multiprocessor; PAIRS channels may be read in pairs; CARRY spans begin with what
+// cuda_back_ends.cu found; REMAKE the output of the forward pass too; FAR put states aside in global memory.
 #define ENDS 0
 #include "cuda_back.cuh"
 
@@ -85,7 +85,7 @@ DEVICE void find_states(const Inputs& in, const Place& me, const Walk& w, int s,
         h[0][i] = x.x, h[1][i] = x.y;
     }
     fill_rows(in, me, s);
-    wait_for_group(me);
+    wait_for_side(me.k, GROUP);
 #pragma unroll 1
     for (int tile = first; tile < last; tile++) {
         put_aside(me, tile, h);
@@ -209,11 +209,11 @@ DEVICE void finish(const Inputs& in, const Outputs& to, const Place& me, Walk& w
         dz[c] = second_visit ? grad[c] * y * open[c] * fmaf(z[c], 1.0f - open[c], 1.0f) : y;
     }
     bool here = inside(in, me, cursor);
-    store_pair(to.du + cursor.at, du, here, me.second);
-    store_pair(to.ddelta + cursor.at, ddelta, here, me.second);
-    store_pair(to.dz + cursor.at_out, dz, here, me.second);
+    store_pair(to.du + cursor.at, make_float2(du[0], du[1]), here, me.second);
+    store_pair(to.ddelta + cursor.at, make_float2(ddelta[0], ddelta[1]), here, me.second);
+    store_pair(to.dz + cursor.at_out, make_float2(dz[0], dz[1]), here, me.second);
 #if REMAKE
-    store_pair(to.out + cursor.at_out, out, here && second_visit, me.second);
+    store_pair(to.out + cursor.at_out, make_float2(out[0], out[1]), here && second_visit, me.second);
 #endif
 }
 
@@ -290,7 +290,7 @@ DEVICE void walk_blocks(const Inputs& in, const Outputs& to, const Place& me, Wa
     for (int at = begin; at < min(end, length / KEPT); at++) {
         int block = length / KEPT - 1 - at, s = first + block * KEPT;
         block_back(in, to, me, w, s, block * TILES, length / STEPS / 2);
-        wait_for_group(me);
+        wait_for_side(me.k, GROUP);
         store_sums(in, to, me, part, s);
     }
 }

@@ -105,7 +105,7 @@ def macros(
         "WARPS": launch.warps,
         "RESIDENT": launch.resident,
         "FAR": int(launch.far),
-        "EVEN": int(even),
+        "PAIRS": int(even),
         "REMAKE": int(remake),
         "CARRY": int(launch.spans > 1),
     }

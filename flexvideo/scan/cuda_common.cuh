@@ -87,6 +87,7 @@ static __device__ __forceinline__ unsigned bfloats(float low, float high) {
 #define LOG2E 1.4426950408889634f
 #define NOT_THERE __uint_as_float(0xff800000u)  // minus infinity: the delta of a step of which softplus makes 0
 #define LN2 0.6931471805599453f
+#define GONE -127.0f  // exponentials of 2 flush to zero here
 
 // A scalar as it lies in memory, two and four neighbours of them as one word.
 #if DTYPE == 0
@@ -149,6 +150,19 @@ DEVICE void store_pair(Scalar* at, float2 value, bool on, bool second) {
 #endif
 }
 #endif
+
+// Of two directions in a block each waits for its own threads, and votes. Two constants: of a number that it does not
+// know the compiler reserves all 16.
+DEVICE void wait_for_side(int side, int threads) {
+    if (side)
+        barrier(2, threads);
+    else
+        barrier(1, threads);
+}
+
+DEVICE bool all_of_side(int side, int threads, bool yes) {
+    return side ? barrier_all(2, threads, yes) : barrier_all(1, threads, yes);
+}
 
 // log(1 + exp(x)) to float32 accuracy also where it is tiny: log1p(e) / e is a polynomial on [0, 1]
 DEVICE float softplus(float x) {

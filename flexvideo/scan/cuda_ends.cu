@@ -12,8 +12,6 @@
 #define ENDS 1  // of a tile B alone, and what a direction walks is the other way round
 #include "cuda_tile.cuh"
 
-#define GONE -127.0f  // exponentials of 2 flush to zero here
-
 // whether nothing that lies further back than this sum of dt is left in the own states
 DEVICE bool forgotten(const States& of, float2 passed, const Place& at) {
     bool all = true;
@@ -25,9 +23,6 @@ DEVICE bool forgotten(const States& of, float2 passed, const Place& at) {
     }
     return all;
 }
-
-// waits as wait_for_side, and votes
-DEVICE bool all_of_side(int side, bool yes) { return side ? barrier_all(2, SIDE, yes) : barrier_all(1, SIDE, yes); }
 
 // what a tile, later steps first, leaves at the end of the span; `passed`: the sum of dt from there to here
 DEVICE void add_tile(States& of, float2& passed, const Exchange& exchange) {
@@ -63,7 +58,7 @@ ends_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* 
     States of = first_states(A, carry, at, d, false);
     float2 passed = make_float2(0.0f, 0.0f);
     start(feed);
-    for (int tile = 0; !all_of_side(at.side, forgotten(of, passed, at)) && tile < span / STEPS; tile++) {
+    for (int tile = 0; !all_of_side(at.side, SIDE, forgotten(of, passed, at)) && tile < span / STEPS; tile++) {
         load_next(feed, 1);
         add_tile(of, passed, feed.exchange);
         pass_on(feed, tile);

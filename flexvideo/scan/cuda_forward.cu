@@ -21,13 +21,13 @@
 // Counted in the assembly for sm_90 (NVRTC 13.0, bfloat16, N = 16, tiles of 16, 4 warps a direction): 128 registers, so
 // 2 blocks of 8 warps a multiprocessor; none is spilled. A warp's update takes 8.1 instructions before the directions
 // meet and 8.8 after it (4 of them are the recurrence and its exponential, 1 is y), or 8.35 and 9.1 if states are kept:
-// 2.0 to 2.3 clocks of a multiprocessor, beside 2.1 and 2.3 of its exponentials and 2.2 of shared and global memory if a
-// 128-bit load of a warp takes 4. In cuda_ends.cu it is 6.4.
+// 2.0 to 2.3 clocks of a multiprocessor, beside 2.1 and 2.3 of its exponentials and 2.2 of shared and global memory if
+// a 128-bit load of a warp takes 4. In cuda_ends.cu it is 6.4.
 //
 // Measured on an H100 (1152 channels, bfloat16, N = 16, as a CUDA graph; ms with states kept / without): 16 x 3137
 // tokens 0.787 / 0.777, 1 x 3137 0.095 / 0.097: 3.5 clocks an update, so that none of these three alone is the bound.
-// Blocks of 2 warps a direction read halves of lines, which takes longer; tensor cores for the sums over the states
-// save 1.4 instructions and no time; tiles of 8 are 0.3 to 0.6 instructions more.
+// Blocks of 2 warps a direction read halves of lines of 128 bytes, which takes longer; tensor cores for the sums over
+// the states save 1.4 instructions and no time; tiles of 8 are 0.3 to 0.6 instructions more.
 //
 // Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), PAIRS and QUADS (rows are
 // aligned: 2 channels, 4 states are one load); SAVE (states are kept for the backward pass), KEPT (steps between two of
@@ -48,18 +48,6 @@ struct Problem {
     int L, D, samples, blocks, span, spans;
     long long z_b, z_l, b_k, b_b, b_l, c_k, c_b, c_l;
 };
-
-// the threads of a direction have handed over, and are done with the tile before
-DEVICE void wait_for_side(int side) {
-#if WARPS == 1
-    __syncwarp();
-#else
-    if (side)  // two constants: of a number that it does not know the compiler reserves all 16
-        barrier(2, SIDE);
-    else
-        barrier(1, SIDE);
-#endif
-}
 
 // one step of the recurrence; returns the sums over the own states
 DEVICE float2 advance(States& of, float4 step, const float (&b)[HELD], const float (&c)[HELD]) {
@@ -145,7 +133,7 @@ DEVICE void walk_tile(Walk& walk, int tile) {
     }
     walk.gates.byte += GROUPS * walk.gates.group;
     pass_on(feed, tile);
-    wait_for_side(feed.at.side);
+    wait_for_side(feed.at.side, SIDE);
 }
 
 // Walk the tiles [begin, end) of a chain, counted as both directions walk them, each in its own order.
@@ -173,7 +161,7 @@ DEVICE void walk_piece(const Problem& in, Tile* halves, int chain, int begin, in
     if (first == 0) store_states(walk.states, walk.of, D, at.width);
 #endif
     start(walk.feed);
-    wait_for_side(at.side);
+    wait_for_side(at.side, SIDE);
     // from here on the other direction has been before: of a tile in the middle, direction 0 before direction 1
     const int meet = DIRECTIONS == 2 ? min(max((tiles + 1 - at.side) / 2, begin), end) - begin : 0;
     for (int tile = 0; tile < meet; tile++) walk_tile<false>(walk, tile);
