@@ -4,7 +4,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -16,11 +15,6 @@ from flexvideo.scan import nvrtc
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 SCAN = nvrtc.FOLDER
 FLAGS = ("-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-include", str(HEADER), f"-I{SCAN}")
-
-
-def compiler() -> str | None:
-    """The C++ compiler, where there is one that knows float16."""
-    return shutil.which("g++")
 
 
 @functools.cache

@@ -229,7 +229,7 @@ def test_written_names_of_classes_read_back(
     assert class_names(path) == expected
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
 def test_a_list_that_a_full_disk_does_not_take() -> None:
     with pytest.raises(ConfigError, match=r"^/dev/full cannot be written: No space left on device\.$"):
         write_list("/dev/full", [VideoRecord("a.mp4", 0, "a")])

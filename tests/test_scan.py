@@ -251,7 +251,7 @@ def test_the_team_is_that_of_torch():
     assert bool(native.team()) == torch.backends.openmp.is_available()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork, and so no forked process")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_forked_processes(threads):
     """The threads of OpenMP are not there in a forked process; waiting for them would never end."""
@@ -271,7 +271,7 @@ def _check_and_leave(inputs, expected):
     os._exit(not (selective_scan(*inputs, backend="cpu").numpy() == expected).all())
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="names vectors of x86")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only compilers for x86 know these -march")
 @pytest.mark.parametrize("march", ["x86-64-v3", "x86-64"])
 def test_narrower_vectors(march, tmp_path, monkeypatch):
     """Other processors compile other branches of the kernel: AVX2, and plain C."""

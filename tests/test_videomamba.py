@@ -433,8 +433,8 @@ def test_exports_with_the_operators(tmp_path):
 
 
 def onnx_error(model, x, folder):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    import onnxruntime
+
     with torch.no_grad():
         program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
     program.save(folder / "model.onnx")

@@ -170,7 +170,9 @@ def _gflops(shadow: nn.Module, cell: Cell) -> float | None:
     try:
         with FlopCounterMode(display=False) as counter:
             shadow(clip.to(next(shadow.parameters()).dtype), **options)
-    except RuntimeError as error:  # also NotImplementedError, of others' operators that know no meta device
+    # As which torch reports whatever an operator of others lacks: a meta kernel (NotImplementedError is one),
+    # a GPU under its tensors, values to decide on.
+    except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         warnings.warn(
             f"GFLOPs are left out: {type(shadow).__name__} does not run without values ({reason})",
