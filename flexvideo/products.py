@@ -7,8 +7,7 @@ stays what `torch.set_float32_matmul_precision` says.)
 """
 
 import math
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
 from typing import Any, no_type_check
 
 import torch
@@ -62,30 +61,32 @@ def _working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _autocast_off(device_type: str) -> AbstractContextManager[Any]:
-    if device_type == "meta":
-        return nullcontext()  # it has no autocast, not even to turn off
-    if not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type)):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
+def _under_autocast(device: torch.device) -> bool:
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)  # meta has none, and says so
 
 
-def _multiply(x: Tensor, matrix: Float[Tensor, "new old"], axis: int) -> Tensor:
-    new, old = matrix.shape
-    before, after = x.shape[:axis], x.shape[axis + 1 :]
-    with _autocast_off(x.device.type):
-        if math.prod(after) == 1:
-            y = x.reshape(-1, old) @ matrix.T
+def _multiply(x: Tensor, first_axis: int, matrices: Sequence[Tensor | None]) -> Tensor:
+    # The last axis first: then the one large product is a plain matrix product.
+    for axis in reversed(range(first_axis, first_axis + len(matrices))):
+        matrix = matrices[axis - first_axis]
+        if matrix is None:
+            continue
+        new, old = matrix.shape
+        before, after = x.shape[:axis], x.shape[axis + 1 :]
+        behind = math.prod(after)
+        if behind == 1:
+            x = x.reshape(-1, old) @ matrix.T
         else:
             # Not matmul, which may fold into a transposed result: DDP wants contiguous gradients.
             batch = math.prod(before)
-            y = torch.bmm(matrix.expand(batch, new, old), x.reshape(batch, old, math.prod(after)))
-    return y.view(*before, new, *after)
+            x = torch.bmm(matrix.expand(batch, new, old), x.reshape(batch, old, behind))
+        x = x.view(*before, new, *after)
+    return x
 
 
 @no_type_check  # dynamo cannot trace the tests' shape checks inside an autograd function
-class _AlongAxis(torch.autograd.Function):
-    """Product of one axis with a matrix, autocast off in the backward too.
+class _WithoutAutocast(torch.autograd.Function):
+    """`_multiply` with autocast off, in the backward too, wherever that is called or compiled.
 
     AOTAutograd traces a backward under the autocast of its forward, so a plain product would lose the
     gradient's precision in a compiled model. There is no `jvp`: dynamo refuses functions that have one.
@@ -94,18 +95,21 @@ class _AlongAxis(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, matrix: Float[Tensor, "new old"], axis: int) -> Tensor:
-        return _multiply(x, matrix, axis)
+    def forward(x: Tensor, first_axis: int, *matrices: Tensor | None) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return _multiply(x, first_axis, matrices)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        _, matrix, ctx.axis = inputs
-        ctx.save_for_backward(matrix)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.first_axis, *matrices = inputs
+        ctx.save_for_backward(*matrices)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (grad,), (matrix,) = grad_outputs, ctx.saved_tensors
-        return _multiply(grad, matrix.T, ctx.axis), None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), matrices = grad_outputs, ctx.saved_tensors
+        back = [None if matrix is None else matrix.T for matrix in matrices]
+        with torch.autocast(grad.device.type, enabled=False):
+            return _multiply(grad, ctx.first_axis, back), None, *(None for _ in matrices)
 
 
 def multiply_axes(
@@ -127,14 +131,17 @@ def multiply_axes(
         torch.Size([2, 8, 3])
     """
     y = x.to(_working_dtype(x.dtype))
-    # To call an autograd function takes Python a while, so not for nothing.
-    multiply = _AlongAxis.apply if torch.is_grad_enabled() else _multiply
-    # The last axis first: then the one large product is a plain matrix product.
-    for k in reversed(range(len(size))):
-        axis = first_axis + k
-        old, new = x.shape[axis], size[k]
-        if old != new:
-            y = multiply(y, _matrix(kinds[k], old, new, y), axis)
+    matrices = [
+        None if old == new else _matrix(kind, old, new, y)
+        for old, new, kind in zip(x.shape[first_axis : first_axis + len(size)], size, kinds, strict=True)
+    ]
+    if not _under_autocast(x.device):
+        y = _multiply(y, first_axis, matrices)
+    elif torch.is_grad_enabled():
+        y = _WithoutAutocast.apply(y, first_axis, *matrices)
+    else:  # torch.export takes no autograd function there
+        with torch.autocast(x.device.type, enabled=False):
+            y = _multiply(y, first_axis, matrices)
     return y.to(x.dtype)
 
 
