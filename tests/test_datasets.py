@@ -9,7 +9,7 @@ import layouts
 import pytest
 
 from flexvideo.data import VideoSet, from_folder, open_dataset, read_frames, require_known_classes
-from flexvideo.data.datasets import DATASETS, first_split
+from flexvideo.data.datasets import DATASETS, first_split, held_out_split
 from flexvideo.data.files import video_files
 from flexvideo.data.motion import MotionSet
 from flexvideo.data.records import Problem, Splits
@@ -428,6 +428,19 @@ def test_the_split_that_is_learnt_from(tmp_path: Path) -> None:
     assert first_split(f"list:{tmp_path}/l/test.csv") is None
     with pytest.raises(ConfigError, match="'ucf:x' names no data set"):
         first_split("ucf:x")
+
+
+def test_the_split_that_a_training_is_measured_on(tmp_path: Path) -> None:
+    found = [held_out_split(f"{kind}:/nowhere") for kind in DATASETS]
+    assert found == ["val", "test", "test", "test", "test", "val", "test", None, None]
+    layouts.videos(tmp_path, ["f/train/run/1.mp4", "f/test/run/2.mp4", "f/Valid/run/3.mp4", "g/run/1.mp4"])
+    for name in ("train.csv", "test.txt", "val.txt"):
+        layouts.text(tmp_path / "l" / name, "a.mp4 0")
+    assert held_out_split(f"folder:{tmp_path}/f") == "Valid"
+    assert held_out_split(f"folder:{tmp_path}/g") is None
+    assert held_out_split(f"list:{tmp_path}/l") == "val"
+    assert held_out_split(f"list:{tmp_path}", annotations=tmp_path / "l") == "val"
+    assert held_out_split(f"list:{tmp_path}/l/train.csv") is None
 
 
 # All of them

@@ -59,13 +59,23 @@ def test_from_data_to_a_model_that_is_read(tmp_path, capsys):
 
 def test_fields_of_the_recipe_and_a_plain_model(tmp_path):
     plain = ["--policy", "none", "--frames", "8", "--sizes", "32", "--tokens", "256", "--steps", "1"]
-    recipe = ["--set", "warmup_epochs=0", "ema=0.9", "--set", "augment=light", "--lr", "0.5"]
+    recipe = [
+        "--set",
+        "warmup_epochs=0",
+        "ema=0.9",
+        "clip_norm=None",
+        "--set",
+        "augment=light",
+        "--lr",
+        "0.5",
+    ]
     assert run(tmp_path, *plain, *recipe) == 0
     assert read_log(tmp_path)[0]["lr"] == pytest.approx(0.5 * 2 / 256)
     assert type(fv.load(tmp_path)) is fv.VideoMamba
     header = read_weights(checkpoints(tmp_path)[-1])[1]["flexvideo-training"]
     recipe = json.loads(header)["identity"]["config"]
     assert (recipe["warmup_epochs"], recipe["ema"], recipe["augment"]["sampling"]) == (0, 0.9, "random")
+    assert recipe["clip_norm"] is None
 
 
 def test_a_run_that_is_resumed_and_one_that_is_not(tmp_path, capsys):

@@ -28,7 +28,7 @@ from flexvideo.cli.shared import (
     source_arguments,
 )
 from flexvideo.cli.trainreport import StepBar, say, summarise
-from flexvideo.data.datasets import DATASETS, ON_DISK
+from flexvideo.data.datasets import ON_DISK, held_out_split
 from flexvideo.data.held import HeldSource
 from flexvideo.data.loader import FlexLoader
 from flexvideo.data.opened import open_source
@@ -68,6 +68,7 @@ MODELS: dict[str, Callable[..., VideoMamba]] = {
     "small": partial(videomamba_small, num_frames=16),
     "middle": partial(videomamba_middle, num_frames=16),
 }
+_PYTHON = {"None": None, "True": True, "False": False}  # what JSON writes otherwise
 _MANY_TIMES = 8  # a step over so few clips is of their augmented copies
 # What a preset starts from and draws, where nothing else is asked for.
 _STARTS: dict[str, dict[str, Any]] = {
@@ -279,7 +280,7 @@ def _config(options: Options) -> TrainConfig:
         try:
             changes[field] = json.loads(value)
         except ValueError:
-            changes[field] = value
+            changes[field] = _PYTHON.get(value, value)
     for field in RECIPE:
         if getattr(options, field) is not None:
             changes[field] = getattr(options, field)
@@ -374,12 +375,8 @@ def _validation(
 
 
 def _usual_split(options: Options) -> str | None:
-    kind, _, place = options.data.partition(":")
-    if kind in ("motion", "mocap"):
-        return {"motion": "val", "mocap": "test"}[kind]
-    folder = Path(place).expanduser()  # whose splits are what it holds, where the kind has none of its own
-    names = DATASETS[kind].splits.names[1:] or [s for s in ("val", "test") if (folder / s).is_dir()]
-    return names[0] if names else None
+    drawn = {"motion": "val", "mocap": "test"}.get(options.data.partition(":")[0])
+    return drawn or held_out_split(options.data, annotations=options.annotations)
 
 
 def _frames_and_size(text: str, option: str) -> tuple[int, int]:

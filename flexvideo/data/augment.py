@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from flexvideo.data.clips import Sampling
 from flexvideo.errors import ConfigError
+from flexvideo.fields import typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def augment_of(augment: str | Augment | Mapping[str, Any]) -> Augment:
         augment: one of the names in `AUGMENTS`, an `Augment`, or the fields of one that differ from none.
 
     Raises:
-        ConfigError: an unknown name or field.
+        ConfigError: an unknown name or field, or a value that does not fit.
 
     Example:
         >>> augment_of({"scale": [0.5, 1.0]}).scale
@@ -110,9 +111,8 @@ def augment_of(augment: str | Augment | Mapping[str, Any]) -> Augment:
         if augment not in AUGMENTS:
             raise ConfigError(f"Unknown augmentation {augment!r}; known: {', '.join(AUGMENTS)}.")
         return AUGMENTS[augment]
-    known = [field.name for field in fields(Augment)]
+    known = {field.name: field.type for field in fields(Augment)}
     unknown = [name for name in augment if name not in known]
     if unknown:
         raise ConfigError(f"Unknown fields {unknown} of an augmentation; known: {', '.join(known)}.")
-    pairs = {name: tuple(value) for name, value in augment.items() if isinstance(value, list)}
-    return Augment(**{**augment, **pairs})
+    return Augment(**{name: typed("Augment", name, value, known[name]) for name, value in augment.items()})

@@ -23,7 +23,8 @@ from flexvideo.errors import ConfigError, DatasetError, DatasetWarning
 
 _LIST_SUFFIXES = (".csv", ".txt", ".tsv", ".list")
 _OTHER_SUFFIXES = ", ".join(_LIST_SUFFIXES[1:])
-_SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+_HELD_OUT = ("val", "valid", "validation", "test", "testing")
+_SPLIT_NAMES = frozenset({"train", "training", *_HELD_OUT})
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,29 @@ def first_split(spec: str, *, annotations: str | Path | None = None) -> str | No
     dataset, root = _kind_and_root(spec)
     names = dataset.splits.names or _splits_of(dataset, Path(annotations or root).expanduser())
     return next((name for name in names if name.lower().startswith("train")), names[0] if names else None)
+
+
+def held_out_split(spec: str, *, annotations: str | Path | None = None) -> str | None:
+    """Name the split of a data set on which a training is measured; None where there is none.
+
+    Args:
+        spec: kind and folder, such as "ucf101:/data/ucf101".
+        annotations: folder of the list files, if elsewhere.
+
+    Raises:
+        ConfigError: an unknown kind.
+
+    Example:
+        >>> held_out_split("k400:/data/k400"), held_out_split("folder:/nowhere")
+        ('val', None)
+    """
+    dataset, root = _kind_and_root(spec)
+    if dataset.splits.names:
+        return dataset.splits.names[1]
+    place = Path(annotations or root).expanduser()
+    listed = _lists if dataset is DATASETS["list"] else _subfolders
+    found = listed(place) if place.is_dir() else ()
+    return next((name for held_out in _HELD_OUT for name in found if name.lower() == held_out), None)
 
 
 def from_folder(root: str | Path, *, split: str | None = None) -> VideoSet:

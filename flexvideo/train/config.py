@@ -5,10 +5,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from flexvideo.data.augment import AUGMENTS, Augment, augment_of
 from flexvideo.errors import ConfigError
+from flexvideo.fields import typed
 
 TOKENS_16X224 = 16 * 14 * 14  # of a clip of 16 frames of 224 px, patch 16
 
@@ -31,7 +32,7 @@ class TrainConfig:
         balanced: whether every class is seen equally often.
         lr: highest learning rate, for 256 clips a step.
         warmup_lr: learning rate of the first step, likewise.
-        min_lr: learning rate of the last step, likewise.
+        min_lr: where the cosine ends, a step after the last one, likewise.
         warmup_epochs: epochs of linear warm-up.
         weight_decay: of AdamW.
         betas: of AdamW.
@@ -138,29 +139,8 @@ class TrainConfig:
             rest = f".{meant}" if meant else f"; its fields are {', '.join(map(repr, known))}."
             raise ConfigError(f"Unknown fields {unknown} of a TrainConfig{rest}")
         plain = {name: value for name, value in config.items() if name != "augment"}
-        values = {name: _typed(name, value, known[name]) for name, value in plain.items()}
+        values = {name: typed("TrainConfig", name, value, known[name]) for name, value in plain.items()}
         return cls(**values, augment=augment_of(config.get("augment", "none")))
-
-
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", type(None): "None"}
-
-
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """A value of JSON, which writes 1.0 as 1 and tuples as lists, as the field has it."""
-    if get_origin(kind) is tuple:
-        if isinstance(value, list | tuple) and [*map(type, map(_real, value))] == [float, float]:
-            return tuple(map(_real, value))
-        raise ConfigError(f"TrainConfig: `{name}` must be two numbers, got {value!r}.")
-    kinds = get_args(kind) or (kind,)
-    value = _real(value) if float in kinds else value
-    if type(value) not in kinds:
-        wanted = " or ".join(_KINDS[each] for each in kinds)
-        raise ConfigError(f"TrainConfig: `{name}` must be {wanted}, got {value!r}.")
-    return value
-
-
-def _real(value: Any) -> Any:
-    return float(value) if type(value) is int else value
 
 
 # The official ones: 16 GPUs of 16 clips of 16 frames, or 8 GPUs of 8 clips of 32, and two views of each.
