@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from _evidence_data import load_start
-from _evidence_distil import Distilled
+from _evidence_losses import ClipsAlike, Distilled
 from _evidence_place import Place, build
 from _evidence_scale import Kind, Scale
 from torch import nn
@@ -24,6 +24,7 @@ from flexvideo.geometry import Base
 from flexvideo.policy import Policy
 from flexvideo.train import TrainConfig, read_log, replace_head, train
 from flexvideo.train.setup import REFERENCE_CLIPS
+from flexvideo.train.step import Criterion
 from flexvideo.weights import write_atomically
 
 FLEXIBLE = ("static-tokens", "static-patch", "temporal", "flexivit", "flex-all")
@@ -33,6 +34,8 @@ OWN_OFTEN = "static-tokens, own size often"
 PAPER_RULE = "static-tokens, paper's rule"
 SEVERAL = "static-tokens, several sizes a step"
 DISTILLED = "static-tokens, distilled"
+ALIKE = "static-tokens, clips count alike"
+LONGER = "static-tokens, without the fewest frames"
 TASKS = ("retrieval", "probe")
 _PAPER = "paper"  # rule by which tables are resized
 _SPECS = 4  # sizes a step, where there are several
@@ -57,6 +60,8 @@ class Arm:
         own_often: whether every second draw of a frame count, and of a frame size, is the model's own.
         specs: sizes that an optimiser step draws, each for its part of the clips.
         distilled: whether every clip is seen at vanilla's size too, which costs about as much again.
+        alike: whether the loss of a clip counts alike in steps of many and of few clips.
+        longer: whether the smallest frame count is not drawn.
         later: whether it waits until the others are done with all seeds.
         trial: whether it is trained only where its name is asked for.
     """
@@ -71,6 +76,8 @@ class Arm:
     own_often: bool = False
     specs: int = 1
     distilled: bool = False
+    alike: bool = False
+    longer: bool = False
     later: bool = False
     trial: bool = False
 
@@ -96,6 +103,8 @@ def arms(scale: Scale, kind: Kind) -> list[Arm]:
         replace(trial, name=PAPER_RULE, rows=(PAPER_RULE,), rule=_PAPER),
         replace(trial, name=SEVERAL, rows=(SEVERAL,), specs=_SPECS),
         replace(trial, name=DISTILLED, rows=(DISTILLED,), distilled=True),
+        replace(trial, name=ALIKE, rows=(ALIKE,), alike=True),
+        replace(trial, name=LONGER, rows=(LONGER,), longer=True),
     ]
     return main + [replace(arm, later=True) for arm in more] + trials
 
@@ -134,7 +143,7 @@ def _train(place: Place, kind: Kind, arm: Arm, seed: int, folder: Path) -> bool:
         source,
         config=config,
         out=folder,
-        criterion=Distilled(scale.base) if arm.distilled else None,
+        criterion=_criterion(scale, arm),
         resume=True,
         stop=place.over,
     )
@@ -151,9 +160,17 @@ def _train(place: Place, kind: Kind, arm: Arm, seed: int, folder: Path) -> bool:
     return found.finished
 
 
+def _criterion(scale: Scale, arm: Arm) -> Criterion | None:
+    if arm.distilled:
+        return Distilled(scale.base)
+    return ClipsAlike(scale.clips) if arm.alike else None
+
+
 def policy_of(scale: Scale, kind: Kind, arm: Arm) -> Policy:
     if arm.policy is not None and arm.frames is None:
-        policy = scale.policy(arm.policy, kind)
+        policy: Any = scale.policy(arm.policy, kind)
+        if arm.longer:
+            return replace(policy, frames=kind.lengths[1:])
         return _own_often(policy, scale.base) if arm.own_often else policy
     return fv.Temporal(frames=(arm.frames or scale.model["num_frames"],))
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from statistics import fmean
 
 from _evidence_arms import (
+    ALIKE,
     DISTILLED,
+    LONGER,
     NATIVE,
     OWN_OFTEN,
     PAPER_RULE,
@@ -26,7 +28,8 @@ from flexvideo.evaluate.tables import Table, cost_tables, difference_tables, geo
 ROWS = (
     *(RESIZED, NATIVE, ZERO_SHOT, PER_LENGTH, "vanilla, a quarter of the epochs"),
     *("temporal", "static-patch", "static-tokens", "flexivit", "flex-all", "static-tokens, equal tokens"),
-    *(OWN_OFTEN, PAPER_RULE, SEVERAL, DISTILLED, "vanilla, from scratch", "static-tokens, from scratch"),
+    *(OWN_OFTEN, PAPER_RULE, SEVERAL, DISTILLED, ALIKE, LONGER),
+    *("vanilla, from scratch", "static-tokens, from scratch"),
 )
 _SHOWN = (RESIZED, NATIVE, ZERO_SHOT, "temporal", "static-patch", "static-tokens", "flexivit", "flex-all")
 

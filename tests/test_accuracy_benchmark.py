@@ -249,12 +249,17 @@ def test_a_trial_differs_from_static_tokens_in_what_it_says():
             one, other = (
                 evidence.config_of(scale, kind, each, 0, 2000) for each in (arm, found["static-tokens"])
             )
-            assert replace(one, specs=1) == other
-            assert evidence.policy_of(scale, kind, arm) == scale.policy("static-tokens", kind)
-        assert [(arm.rule, arm.specs, arm.distilled) for arm in trials] == [
-            ("paper", 1, False),
-            (None, 4, False),
-            (None, 1, True),
+            assert replace(one, specs=1, lr=other.lr) == other
+            assert arm.longer or one.lr == other.lr  # for as many clips a step
+            lengths = kind.lengths[1:] if arm.longer else kind.lengths
+            policy = replace(scale.policy("static-tokens", kind), frames=lengths)
+            assert evidence.policy_of(scale, kind, arm) == policy
+        assert [(arm.rule, arm.specs, arm.distilled, arm.alike, arm.longer) for arm in trials] == [
+            ("paper", 1, False, False, False),
+            (None, 4, False, False, False),
+            (None, 1, True, False, False),
+            (None, 1, False, True, False),
+            (None, 1, False, False, True),
         ]
 
 
@@ -273,7 +278,7 @@ def test_the_distilled_learn_from_their_own_size():
     clips = batch(3, 24, 12)
     own = NativeSize(plain).fit(clips.clips)
     model = fv.make_flexible(plain, policy=fv.StaticTokens(frames=(2, 3), sizes=(16, 24))).eval()
-    criterion = module("_evidence_distil").Distilled(fv.plan_for(model).base)
+    criterion = module("_evidence_losses").Distilled(fv.plan_for(model).base)
     drawn, taught = model(clips.clips, patch=(12, 12)), model(own)
     teacher, learned = taught.detach().softmax(1), drawn.softmax(1)
     divergence = (teacher * (teacher / learned).log()).sum(1)[[0, 2]].sum()
@@ -284,6 +289,14 @@ def test_the_distilled_learn_from_their_own_size():
     torch.testing.assert_close(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights))
     same = batch(2, 16, 8)  # one pass is both
     torch.testing.assert_close(criterion(model, same), loss_sum(model(same.clips), same))
+
+
+def test_clips_count_alike_in_steps_of_many_and_of_few():
+    torch.manual_seed(0)
+    model = fv.VideoMamba(img_size=16, patch_size=8, depth=1, embed_dim=16, num_frames=2, num_classes=5)
+    fv.make_flexible(model).eval()
+    criterion, clips = module("_evidence_losses").ClipsAlike(6), batch(3, 24, 12)
+    torch.testing.assert_close(criterion(model, clips), loss_sum(model(clips.clips), clips) / 2)
 
 
 def test_without_a_gpu_only_the_toy_runs(tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Learning from the model itself: what it says of a clip at its own size is what it should say at any."""
+"""Losses that trials of flexible training make small, in the place of the plain cross-entropy."""
 
 from dataclasses import dataclass
 
@@ -36,3 +36,21 @@ class Distilled:
         learned, taught = (F.log_softmax(each.float(), dim=1) for each in (scores, own.detach()))
         divergence = F.kl_div(learned, taught, reduction="none", log_target=True).sum(1)
         return (loss_sum(scores, batch) + loss_sum(own, batch)) / 2 + (divergence * batch.weights).sum()
+
+
+@dataclass(frozen=True)
+class ClipsAlike:
+    """A criterion of `train`: cross-entropy in which every clip of a training counts alike, not every step.
+
+    A step of long clips holds fewer of them, so that by the mean over a step each counts for more.
+
+    Args:
+        clips: of a full step, whose loss stays what it is.
+
+    Source: NaFlex of timm, its loss scale "linear".
+    """
+
+    clips: int
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        return loss_sum(model(batch.clips, patch=batch.spec.patch), batch) * (len(batch) / self.clips)
