@@ -404,6 +404,34 @@ def test_too_little_memory(room: int, says: str, error: Exception) -> None:
         extract(Small(room, error), Counting(), grid=cells((2, 4), (48,)), tokens=300)
 
 
+def test_where_tokens_are_as_many_smaller_frames_fit() -> None:
+    model = flexible(policy="static-tokens")
+
+    def refuse(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if arguments[0].shape[3] > 32 and not arguments[0].is_meta:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    model.patch_embed.register_forward_pre_hook(refuse)
+    with pytest.raises(
+        GeometryError, match=r"^4x48 \(65 tokens a clip\) .* cpu; 4x24 \(65 tokens\) does: leave"
+    ):
+        extract(model, Counting(), grid=cells((4,), (24, 48)), tokens=65)
+
+
+def test_clips_too_large_to_be_read() -> None:
+    class Large(Counting):
+        def take(self, index, choose, size):
+            if size is None:
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes"
+                )
+            return super().take(index, choose, size)
+
+    message = r" at 2 cells do not fit into memory while 2 videos are read .* the largest cell, 4x48\.$"
+    with pytest.raises(GeometryError, match=message):
+        extract(flexible(), Large(), grid=cells((2, 4), (48,)))
+
+
 def test_other_runtime_errors_are_not_taken_for_it() -> None:
     with pytest.raises(RuntimeError, match="something else"):
         extract(Small(0, RuntimeError("something else")), Counting(), grid=cells((2,), (48,)))

@@ -13,7 +13,14 @@ from training import CONFIG, PLAIN, POLICY, ToySource, toy_model, toy_train
 
 import flexvideo as fv
 from flexvideo.data import Batch, ClipSource
-from flexvideo.errors import ConfigError, MemoryLimitError, TrainingError, VideoError, VideoWarning
+from flexvideo.errors import (
+    CheckpointError,
+    ConfigError,
+    MemoryLimitError,
+    TrainingError,
+    VideoError,
+    VideoWarning,
+)
 from flexvideo.train import TrainConfig, Validation, read_log, replace_head
 from flexvideo.train.step import Stepper, loss_sum
 
@@ -190,6 +197,62 @@ def test_clips_that_cannot_be_read(tmp_path: Path):
         toy_train(tmp_path / "b", source=source, config=PLAIN)
     accuracy = Validation(source, ((2, 16),))(fv.load(tmp_path / "b"))["top1/2x16"]
     assert (accuracy * 19) == pytest.approx(round(accuracy * 19), abs=1e-4)
+
+
+def test_a_set_of_which_nothing_can_be_measured(tmp_path: Path):
+    class Ruined(ToySource):
+        on_error = "skip"
+
+        def take(self, index, choose, size):
+            raise VideoError(f"toys {index} is damaged")
+
+    with (
+        pytest.warns(VideoWarning, match="toys: skipped toys"),
+        pytest.raises(VideoError, match=r"^Not one of the 20 clips of toys can be read, so nothing can be"),
+    ):
+        Validation(Ruined(), ((2, 16),))(toy_model())
+
+
+NO_ROOM = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 300000000 bytes."
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_clips_too_big_to_be_read(workers: int, tmp_path: Path):
+    class Large(ToySource):
+        def take(self, index, choose, size):
+            raise RuntimeError(NO_ROOM)
+
+    config = replace(PLAIN, tokens=4 * 2 * 4)
+    policy = fv.StaticTokens(frames=(2,), sizes=(24,))
+    with pytest.raises(MemoryLimitError) as caught:
+        toy_train(tmp_path, source=Large(), config=config, policy=policy, workers=workers)
+    assert str(caught.value) == (
+        "4 clips of 2 frames of 24 x 24 px, patch 12 x 12, do not fit into the memory of cpu, 0.0 GiB of "
+        "pixels alone: accumulate more batches, make the budget of tokens smaller, or leave that size out of "
+        "the policy."
+    )
+    with pytest.raises(MemoryLimitError, match=r"^16 clips of 2 frames of 16 px do not fit into the memory"):
+        Validation(Large(), ((2, 16),))(toy_model())
+
+
+def test_batches_too_big_for_the_device_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(shape, device):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("flexvideo.data.loader.room", full)
+    with pytest.raises(
+        MemoryLimitError, match=r"clips of \d frames of .* do not fit into the memory of cpu, "
+    ):
+        toy_train(tmp_path, config=PLAIN)
+
+
+def test_a_disk_that_is_full_when_the_log_is_written(tmp_path: Path):
+    def fill(record):
+        (tmp_path / "log.jsonl").unlink()
+        (tmp_path / "log.jsonl").symlink_to("/dev/full")
+
+    with pytest.raises(CheckpointError, match=r"log.jsonl cannot be written: No space left on device\.$"):
+        toy_train(tmp_path, config=PLAIN, report=fill)
 
 
 def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,11 +16,11 @@ from flexvideo.data.alter import erase
 from flexvideo.data.augment import Augment
 from flexvideo.data.clips import IMAGENET_MEAN, IMAGENET_STD, normalize
 from flexvideo.data.mix import draw_mixing, mix, soft_targets
-from flexvideo.data.reader import Cell, Read, Reader, altered, draw_for
-from flexvideo.data.room import room
+from flexvideo.data.reader import Cell, Read, Reader, altered, draw_for, too_many
+from flexvideo.data.room import lacks_memory, room
 from flexvideo.data.sampler import StepPlan, StepSampler
 from flexvideo.data.source import ClipSource
-from flexvideo.errors import ConfigError, VideoError
+from flexvideo.errors import ConfigError, MemoryLimitError, VideoError
 from flexvideo.geometry import Base, ClipSpec
 from flexvideo.policy import Policy
 
@@ -178,6 +178,7 @@ class FlexLoader:
         Raises:
             VideoError: a clip cannot be read, and the source is not told to skip it; or it is, and not one
                 clip of the epoch can be read.
+            MemoryLimitError: the clips of a micro-batch do not fit into memory.
             RuntimeError: a worker process died.
         """
         reads = iter(
@@ -228,7 +229,7 @@ class FlexLoader:
         present = [place not in read.errors for place in range(len(cell.indices))]
         labels = torch.tensor([self._labels[index] for index in cell.indices])
         weights = torch.tensor(present).float()
-        clips, targets = self._clips(read), None
+        clips, targets = self._fitting(read), None
         if self.augment.soft:
             size = (cell.spec.height, cell.spec.width)
             mixing = draw_mixing(self.augment, size, draw_for("mix", self.seed, *cell[3:]))
@@ -242,6 +243,14 @@ class FlexLoader:
     def _sent(self, values: Tensor) -> Tensor:
         """On the device, for which a GPU need not have done what it was asked to before."""
         return values.to(self._device, non_blocking=True)
+
+    def _fitting(self, read: Read) -> Float[Tensor, "b 3 t h w"]:
+        try:
+            return self._clips(read)
+        except (RuntimeError, OSError) as error:
+            if not lacks_memory(error):
+                raise
+            raise MemoryLimitError(too_many(read.cell, self._device)) from error
 
     def _clips(self, read: Read) -> Float[Tensor, "b 3 t h w"]:
         frames = read.frames.to(self._device, non_blocking=True)

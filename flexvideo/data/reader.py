@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 from flexvideo.data.alter import centre_crop, mirror, random_crop
 from flexvideo.data.augment import Augment
 from flexvideo.data.randaugment import rand_augment
+from flexvideo.data.room import lacks_memory, too_much
 from flexvideo.data.source import ClipSource
-from flexvideo.errors import FlexVideoError, VideoWarning
+from flexvideo.errors import FlexVideoError, MemoryLimitError, VideoWarning
 from flexvideo.geometry import ClipSpec
 
 
@@ -73,6 +74,16 @@ class Reader(Dataset[Read]):
         self._source, self._augment, self._seed, self._alters = source, augment, seed, alters
 
     def __getitem__(self, cell: Cell) -> Read:
+        try:
+            return self._read(cell)
+        except (RuntimeError, OSError) as error:
+            if not lacks_memory(error):
+                raise
+        # Handed on, as other errors are: raised in another process, it would be a page of text.
+        nothing = torch.empty(0, 1, 1, 1, 3, dtype=torch.uint8)
+        return Read(cell, nothing, {0: MemoryLimitError(too_many(cell, self._source.device))}, [])
+
+    def _read(self, cell: Cell) -> Read:
         spec = cell.spec
         shape = (len(cell.indices), spec.frames, spec.height, spec.width, 3)
         frames = torch.empty(shape, dtype=torch.uint8, device=self._source.device)
@@ -104,6 +115,22 @@ class Reader(Dataset[Read]):
         )
         frames = mirror(frames) if augment.flip and mirrored else frames
         return altered(frames, augment, self._seed, cell, place) if self._alters else frames
+
+
+def too_many(cell: Cell, device: torch.device | str) -> str:
+    """Say that the clips of a cell do not fit into memory, and what to do about it.
+
+    Args:
+        cell: which clips.
+        device: whose memory it is.
+    """
+    spec = cell.spec
+    clips = len(cell.indices)
+    size = clips * spec.frames * spec.height * spec.width * 12 / 2**30  # three numbers of 4 bytes
+    return (
+        f"{too_much(clips, spec, device)}, {size:,.1f} GiB of pixels alone: accumulate more batches, make "
+        "the budget of tokens smaller, or leave that size out of the policy."
+    )
 
 
 def altered(

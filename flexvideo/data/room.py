@@ -1,4 +1,4 @@
-"""Memory for batches on the CPU, which without care costs more than what is written into it."""
+"""Memory for batches, which on the CPU costs more than what is written into it; and the lack of it."""
 
 import math
 import mmap
@@ -7,6 +7,8 @@ from contextlib import suppress
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from flexvideo.geometry import ClipSpec
 
 _HUGE = 1 << 21  # bytes of a huge page of x86 and of most ARM machines
 
@@ -32,3 +34,26 @@ def room(shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "..."]:
     with suppress(OSError):  # a kernel without huge pages: its usual ones do
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float32).view(shape)
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; on the CPU torch says so in words only.
+
+    Example:
+        >>> lacks_memory(OSError("Cannot allocate memory")), lacks_memory(OSError("No such device"))
+        (True, False)
+    """
+    told = "DefaultCPUAllocator" in str(error) or "allocate memory" in str(error)
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def too_much(clips: int, spec: ClipSpec, device: torch.device | str) -> str:
+    """Say that so many clips do not fit into memory: the beginning of a sentence.
+
+    Args:
+        clips: how many.
+        spec: their sizes.
+        device: whose memory it is.
+    """
+    clip = f"{spec.frames} frames of {spec.height} x {spec.width} px, patch {spec.patch[0]} x {spec.patch[1]}"
+    return f"{clips} clips of {clip}, do not fit into the memory of {device}"

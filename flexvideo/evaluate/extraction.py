@@ -13,9 +13,10 @@ from torch import Tensor, nn
 import flexvideo
 from flexvideo.data.clips import Sampling
 from flexvideo.data.records import Problem
+from flexvideo.data.room import lacks_memory
 from flexvideo.data.source import ClipSource
 from flexvideo.discover import plan_for
-from flexvideo.errors import ConfigError, VideoError
+from flexvideo.errors import ConfigError, GeometryError, VideoError
 from flexvideo.evaluate.facts import ModelFacts, SourceFacts, facts_of_model, facts_of_source
 from flexvideo.evaluate.grid import Cell, Cost, costs_of
 from flexvideo.evaluate.native import NativeSize
@@ -244,8 +245,20 @@ def _read_ahead(
                     yield index, waiting.popleft().result()
                 except VideoError as error:
                     source.skip(index, error)
+                except (RuntimeError, OSError) as error:
+                    if not lacks_memory(error):
+                        raise
+                    raise GeometryError(_too_large(source.identify(index), grid, workers)) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _too_large(name: str, grid: Sequence[Cell], workers: int) -> str:
+    largest = max(grid, key=lambda cell: cell.frames * cell.size**2)
+    return (
+        f"The clips of {name} at {len(grid)} cells do not fit into memory while {workers} videos are read at "
+        f"a time: set `workers` lower, or leave out the largest cell, {largest}."
+    )
 
 
 def _common(

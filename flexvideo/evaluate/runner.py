@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from flexvideo.data.clips import IMAGENET_MEAN, IMAGENET_STD
+from flexvideo.data.room import lacks_memory
 from flexvideo.errors import ConfigError, GeometryError, UnsupportedModelError
 from flexvideo.evaluate.grid import Cell, geometry_of
 from flexvideo.evaluate.native import NativeSize
@@ -62,7 +63,7 @@ class Runner:
         try:
             return self._outputs(cell, torch.stack(list(clips)))
         except RuntimeError as error:
-            if not _lacks_memory(error):
+            if not lacks_memory(error):
                 raise
         raise GeometryError(self._what_fits(cell, len(clips)))
 
@@ -101,16 +102,18 @@ class Runner:
             return (
                 f"{what} with {clips} clips at a time, but does with 1: set `tokens` to {self._tokens[cell]}."
             )
-        smaller = sorted(
-            (count, other) for other, count in self._tokens.items() if count < self._tokens[cell]
-        )
-        for count, other in reversed(smaller):
+        smaller = [other for other in self._tokens if self._size(other) < self._size(cell)]
+        for other in sorted(smaller, key=self._size, reverse=True):
             if self._fits(other):
                 return (
-                    f"{what}; {other} ({count:,} tokens) does: leave out what is larger, or use static "
-                    "tokens, which keeps the number of tokens of a frame."
+                    f"{what}; {other} ({self._tokens[other]:,} tokens) does: leave out what is larger, or "
+                    "use static tokens, which keeps the number of tokens of a frame."
                 )
         return f"{what}, nor does any smaller cell of this grid: use fewer frames or smaller ones."
+
+    def _size(self, cell: Cell) -> tuple[int, int]:
+        """Tokens, and pixels of a frame count: where patches grow with the frames, these alone tell."""
+        return self._tokens[cell], cell.frames * cell.size**2
 
     def _fits(self, cell: Cell) -> bool:
         if torch.cuda.is_available():
@@ -118,12 +121,7 @@ class Runner:
         try:
             self._outputs(cell, torch.zeros(1, cell.frames, cell.size, cell.size, 3, dtype=torch.uint8))
         except RuntimeError as error:
-            if not _lacks_memory(error):
+            if not lacks_memory(error):
                 raise
             return False
         return True
-
-
-def _lacks_memory(error: RuntimeError) -> bool:
-    """Whether there was too little memory; on the CPU torch says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -175,7 +175,10 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-    tensors, text = read_weights(path)
+    try:
+        tensors, text = read_weights(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} Delete it, and the run goes on from the one before it.") from error
     if _KEY not in text:
         raise CheckpointError(f"{path} holds weights, but is no checkpoint of a run: nothing to resume from.")
     header = json.loads(text[_KEY])

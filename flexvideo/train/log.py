@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flexvideo.errors import MissingExtraError
+from flexvideo.errors import CheckpointError, MissingExtraError
 from flexvideo.weights import write_atomically
 
 FILE = "log.jsonl"
@@ -36,9 +36,15 @@ class Log:
 
         Args:
             record: JSON data with the number of "step"s taken.
+
+        Raises:
+            CheckpointError: it cannot be written, such as to a full disk.
         """
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(record)}\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(record)}\n")
+        except OSError as error:
+            raise CheckpointError(f"{self._path} cannot be written: {error.strerror}.") from error
         if self._events is not None:
             for name, value in record.items():
                 if isinstance(value, float):

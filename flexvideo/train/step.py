@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flexvideo.active import flex_within
 from flexvideo.data.loader import Batch
+from flexvideo.data.room import lacks_memory, too_much
 from flexvideo.errors import ConfigError, MemoryLimitError
 from flexvideo.train.checkpoint import Run
 from flexvideo.train.config import TrainConfig
@@ -163,7 +164,7 @@ def fitting(
     try:
         return run(batch)
     except RuntimeError as error:
-        if not _is_memory(error):
+        if not lacks_memory(error):
             raise
     # Past the handler, whose traceback holds the tensors of the forward that failed.
     if probe is None:
@@ -182,7 +183,7 @@ def _fits(probe: Callable[[Batch], object], batch: Batch) -> bool:
     try:
         probe(batch)
     except RuntimeError as error:
-        if not _is_memory(error):
+        if not lacks_memory(error):
             raise
         return False
     return True
@@ -200,14 +201,8 @@ def _first(batch: Batch, clips: int) -> Batch:
     )
 
 
-def _is_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def _too_much(batch: Batch) -> str:
-    spec = batch.spec
-    clip = f"{spec.frames} frames of {spec.height} x {spec.width} px, patch {spec.patch[0]} x {spec.patch[1]}"
-    return f"{len(batch)} clips of {clip}, do not fit into the memory of {batch.clips.device}"
+    return too_much(len(batch), batch.spec, batch.clips.device)
 
 
 def _advice(batch: Batch, fits: int, batches: int) -> str:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flexvideo.data.clips import normalize
+from flexvideo.data.room import lacks_memory
 from flexvideo.data.source import ClipSource
 from flexvideo.errors import MemoryLimitError, VideoError
 from flexvideo.models.hub_mixin import HubMixin
@@ -19,7 +20,8 @@ from flexvideo.train.distributed import rank_and_world, summed
 class Validation:
     """Measures a model on a source: one centre crop of uniformly spaced frames of every clip.
 
-    Processes share the clips. Clips that cannot be read, where the source skips such, do not count.
+    Processes share the clips. Clips that cannot be read, where the source skips such, do not count; that not
+    one can is an error.
 
     Args:
         source: with the classes of the training.
@@ -47,8 +49,25 @@ class Validation:
 
         Args:
             model: in evaluation mode.
+
+        Raises:
+            VideoError: a clip cannot be read, and the source is not told to skip it; or not one can.
+            MemoryLimitError: clips of some size do not fit into memory.
         """
-        return {f"top1/{frames}x{size}": self._accuracy(model, frames, size) for frames, size in self.sizes}
+        return {f"top1/{frames}x{size}": self._fitting(model, frames, size) for frames, size in self.sizes}
+
+    def _fitting(self, model: nn.Module, frames: int, size: int) -> float:
+        try:
+            return self._accuracy(model, frames, size)
+        except (RuntimeError, OSError) as error:
+            if not lacks_memory(error):
+                raise
+            clips, device = min(self.batch, len(self.source)), next(model.parameters()).device
+            raise MemoryLimitError(
+                f"{clips} clips of {frames} frames of {size} px do not fit into the memory of {device} while "
+                "the model is measured: measure at smaller sizes (--evaluate-at), or in smaller batches "
+                "(`Validation(batch=...)`)."
+            ) from error
 
     @torch.no_grad()
     def _accuracy(self, model: nn.Module, frames: int, size: int) -> float:
@@ -69,7 +88,12 @@ class Validation:
                     right += (_best(model, torch.cat(clips)) == torch.tensor(labels)).sum().item()
                     total += len(labels)
         right, total = summed(torch.tensor([right, total])).tolist()
-        return right / total if total else float("nan")
+        if not total:
+            raise VideoError(
+                f"Not one of the {len(self.source):,} clips of {self.source.name} can be read, so nothing "
+                "can be measured on it: `flexvideo check-videos` says why."
+            )
+        return right / total
 
     def _read(self, model: nn.Module, index: int, frames: int, size: int) -> Tensor | None:
         try:
@@ -82,15 +106,7 @@ class Validation:
 
 def _best(model: nn.Module, clips: Float[Tensor, "b 3 t h w"]) -> Int[Tensor, " b"]:
     weight = next(model.parameters())
-    try:
-        return model(clips.to(weight.device, weight.dtype)).argmax(dim=1).cpu()
-    except torch.OutOfMemoryError as error:
-        frames, height = clips.shape[2:4]
-        raise MemoryLimitError(
-            f"{len(clips)} clips of {frames} frames of {height} px do not fit into the memory of "
-            f"{weight.device} while the model is measured: measure at smaller sizes (--evaluate-at), or in "
-            "smaller batches (`Validation(batch=...)`)."
-        ) from error
+    return model(clips.to(weight.device, weight.dtype)).argmax(dim=1).cpu()
 
 
 def normalisation(model: nn.Module) -> dict[str, tuple[float, ...]]:
