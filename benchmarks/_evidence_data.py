@@ -14,7 +14,7 @@ from flexvideo.data.clips import Size
 from flexvideo.data.motion import RenderedSet
 from flexvideo.data.records import VideoRecord, VideoSet
 from flexvideo.data.source import Choose, ClipSource
-from flexvideo.errors import CheckpointWarning
+from flexvideo.errors import CheckpointWarning, ConfigError
 
 _AT_ONCE = 16  # clips drawn in one pass
 
@@ -81,6 +81,11 @@ def drawn(
             found = clips.batch(rows, frames=frames, size=size, device=device)
             videos[rows.start : rows.stop] = found.cpu()
         part.rename(path)
+    # A shorter file would be made longer, by clips of nothing.
+    if path.stat().st_size != math.prod(shape):
+        raise ConfigError(
+            f"{path} holds the clips of another set or size: remove it, or name another --work."
+        )
     return _mapped(path, shape)
 
 

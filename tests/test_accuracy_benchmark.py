@@ -15,6 +15,7 @@ from flexvideo.data.mocap import Take
 from flexvideo.data.motion import MotionSet
 from flexvideo.data.skeleton import INDEX
 from flexvideo.demo.recipe import SHIPPED, Recipe
+from flexvideo.errors import ConfigError
 from flexvideo.evaluate import NativeSize
 from flexvideo.train import loss_sum
 
@@ -220,6 +221,16 @@ def test_the_models_of_the_demo(tmp_path, capsys, monkeypatch):
 def _said(accuracy, words: list[str], capsys, *, minutes: float) -> str:
     assert accuracy.main([*words, "--minutes", str(minutes)]) == 0
     return capsys.readouterr().out
+
+
+def test_clips_of_another_set_are_not_taken_for_this_one(tmp_path):
+    drawn, few = module("_evidence_data").drawn, MotionSet(actions=("bow",), per_class=1)
+    path = tmp_path / "short-train.bin"
+    found = drawn(path, few, frames=2, size=8, device="cpu")
+    assert torch.equal(drawn(path, few, frames=2, size=8, device="cpu"), found)
+    with pytest.raises(ConfigError, match=r"short-train.bin holds the clips of another set or size"):
+        drawn(path, few, frames=2, size=16, device="cpu")
+    assert path.stat().st_size == found.numel()
 
 
 def test_own_size_often_is_every_second_draw_of_each():
