@@ -169,6 +169,13 @@ def test_kinetics_test_without_labels(tmp_path: Path) -> None:
         _ = test.labels
 
 
+@pytest.mark.parametrize(("line", "said"), [("a,x,,", "'' and ''"), ("a,x", "None and None")])
+def test_kinetics_refuses_lines_without_times(line: str, said: str, tmp_path: Path) -> None:
+    layouts.text(tmp_path / "train.csv", "label,youtube_id,time_start,time_end", line)
+    with pytest.raises(DatasetError, match=rf"train\.csv, line 2: .* must be seconds, got {said}\.$"):
+        open_dataset(f"k400:{tmp_path}", split="train")
+
+
 def test_kinetics_refuses_other_csv_files_and_other_classes(tmp_path: Path) -> None:
     lists = layouts.kinetics400(tmp_path) / "annotations"
     header = "label,youtube_id,time_start,time_end,split"

@@ -187,7 +187,13 @@ def _kinetics_clips(source: Path) -> Iterator[_Clip]:
                 f"{','.join(reader.fieldnames or ())!r}. Open other lists as `list:`."
             )
         for row in reader:
-            start, end = round(float(row["time_start"])), round(float(row["time_end"]))
+            try:
+                start, end = round(float(row["time_start"])), round(float(row["time_end"]))
+            except (TypeError, ValueError) as error:  # a line that ends too soon gives None
+                raise DatasetError(
+                    f"{source}, line {reader.line_num}: time_start and time_end must be seconds, got "
+                    f"{row['time_start']!r} and {row['time_end']!r}."
+                ) from error
             label = (row.get("label") or "").replace("_", " ").strip()
             name = f"{row['youtube_id']}_{start:06d}_{end:06d}"
             yield _Clip(row["youtube_id"], name, label or None)
