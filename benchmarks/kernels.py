@@ -7,8 +7,7 @@ after `backward.` and `conv.`, of `cuda_backward.py` and `cuda_conv.py`):
 `LEAST_GAIN=1000` leaves every chain whole, `SHORTEST=1000000` does not split time, `MOST_WARPS=2` and
 `LEAST_WARPS=4` have blocks of one size; in the backward scan `backward.PASSES=1000000` does not split time.
 Rows marked "of products" are the scan from step sizes of low rank on, as a block of a model runs it: with
-`MOST_RANK=0` by a product in memory, and by default within the scan, with `MOST_MULTIPLYING=10` also where
-that leaves few registers.
+`MOST_RANK=0` by a product in memory, by default within the scan.
 What it costs to split time depends on how long states remember: here as a VideoMamba begins (128 to 134
 steps), with `--long` thousands of steps.
 """

@@ -22,7 +22,8 @@
 // 2 blocks of 8 warps a multiprocessor; none is spilled. A warp's update takes 8.1 instructions before the directions
 // meet and 8.8 after it (4 of them are the recurrence and its exponential, 1 is y), or 8.35 and 9.1 if states are kept:
 // 2.0 to 2.3 clocks of a multiprocessor, beside 2.1 and 2.3 of its exponentials and 2.2 of shared and global memory if
-// a 128-bit load of a warp takes 4. In cuda_ends.cu it is 6.4.
+// a 128-bit load of a warp takes 4. In cuda_ends.cu it is 6.4. With step sizes of rank 40 that the scan multiplies
+// itself (cuda_product.cuh) it is 8.2 and 9.0, or 8.5 and 9.4, and 6.5: as many blocks, and nothing spilled in a tile.
 //
 // Measured on an H100 (1152 channels, bfloat16, N = 16, as a CUDA graph; ms with states kept / without): 16 x 3137
 // tokens 0.787 / 0.777, 1 x 3137 0.095 / 0.097: 3.5 clocks an update, so that none of these three alone is the bound.
@@ -30,9 +31,8 @@
 // the states save 1.4 instructions and no time; tiles of 8 are 0.3 to 0.6 instructions more.
 //
 // Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), PAIRS and QUADS (rows are
-// aligned: 2 channels, 4 states are one load), RANK (of step sizes that are multiplied here; 0: they are read); SAVE
-// (states are kept for the backward pass), KEPT (steps between two of them), CARRY (the state at a span's beginning is
-// read).
+// aligned: 2 channels, 4 states are one load), RANK and ASIDE (cuda_product.cuh); SAVE (states are kept for the backward
+// pass), KEPT (steps between two of them), CARRY (the state at a span's beginning is read).
 #define ENDS 0
 #include "cuda_tile.cuh"
 

@@ -28,9 +28,8 @@ PASSES = 6200  # nanoseconds that two more launches take
 CUTTING = 3100  # nanoseconds that flags and a second beginning take
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MOST_STATES = 64
-# Where the scan multiplies step sizes itself, while it waits for exponentials: so high a rank (0: nowhere)
-# and so many warps a direction, of all blocks of a multiprocessor, leave registers for the weights.
-MOST_RANK, MOST_MULTIPLYING = 48, 8
+MOST_RANK = 48  # of step sizes that the scan multiplies itself, while it waits for exponentials; 0: of none
+NEAR_WARPS = 8  # a direction, of all blocks of a multiprocessor, that have registers for the weights of this
 TAKEN = 1024  # bytes of shared memory that CUDA takes for a block
 MOST_ROOM = 48 << 10  # bytes of it that a block may have where no more is asked for
 
@@ -195,6 +194,7 @@ def scan_forward(
         "PAIRS": int(aligned(2, u, delta, z)),
         "QUADS": int(n % 4 == 0 and aligned(4, B, C)),
         "RANK": rank,
+        "ASIDE": int(rank > 0 and aside(launch)),
     }
     threads, parts = 32 * launch.warps * k, groups(d, launch.warps)
 
@@ -209,32 +209,33 @@ def scan_forward(
         chain(carry, decay, A, last=False, run=run)
     flags = torch.zeros(parts * spans * b if cut else 0, dtype=torch.int32, device=u.device)
     tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, states, weights, flags)
-    sizes = (l, d, b, rows, launch.span, spans, *z.stride()[:2], *B.stride()[:3], *C.stride()[:3])
-    sizes += delta.stride()[:3]
+    sizes = (l, d, b, rows, launch.span, spans)
+    strides = (*z.stride()[:2], *B.stride()[:3], *C.stride()[:3], *delta.stride()[:3])
     kind = {"SAVE": int(keep), "CARRY": int(spans > 1), "KEPT": BLOCK}
-    start("cuda_forward.cu", "scan_kernel", deal.grid, *tensors, deal.share, *sizes, **kind)
+    start("cuda_forward.cu", "scan_kernel", deal.grid, *tensors, deal.share, *sizes, *strides, **kind)
     return out, states
 
 
-def room_of_block(held: int, warps: int, *, rank: int = 0) -> int:
-    """Shared memory of a block in both directions: two tiles of B, C, rows, and dt and dt u of each pair."""
-    row = 0 if rank == 0 else 16 if rank <= 16 else 48
-    return 2 * 2 * STEPS * (16 * (2 * held + 8 * warps) + 2 * row)
+def room_of_block(held: int, warps: int) -> int:
+    """Shared memory of a block in both directions: two tiles of B and C, and of dt and dt u of each pair."""
+    return 2 * 16 * STEPS * 2 * (2 * held + 8 * warps)
+
+
+def aside(launch: Launch) -> bool:
+    """Whether weights of step sizes do not fit the registers, and are put aside in shared memory."""
+    return launch.walk.resident * launch.warps > NEAR_WARPS
 
 
 def multiplies(u: Tensor, low: Tensor, launch: Launch, *, shared: int) -> bool:
-    """Whether the scan of u is to multiply step sizes of low rank (k, b, l, r) itself, in the layout it has.
-
-    It does where a multiprocessor holds as many blocks of threads as without.
-    """
-    rank, resident = low.shape[-1], launch.walk.resident
-    room = room_of_block(launch.held, launch.warps, rank=rank)
+    """Whether the scan of u multiplies step sizes of low rank (k, b, l, r): where as many blocks fit then."""
+    rank, rows = low.shape[-1], 2 * 2 * STEPS * 2 * (16 if low.shape[-1] <= 16 else 48)
+    weights = aside(launch) * (rank + 8) // 16 * 16 * 64 * launch.warps
+    room = room_of_block(launch.held, launch.warps) + rows + weights
     return (
         u.dtype == low.dtype != torch.float32
         and rank <= MOST_RANK
-        and resident * launch.warps <= MOST_MULTIPLYING
         and room <= MOST_ROOM
-        and resident * (room + TAKEN) <= shared
+        and launch.walk.resident * (room + TAKEN) <= shared
         and aligned(8, low)  # copied 16 bytes at a time
     )
 

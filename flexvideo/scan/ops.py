@@ -92,7 +92,7 @@ def projected_scan(
 
     Where the scan multiplies, they are never in memory: of VideoMamba-M at 16 clips of 3137 tokens 231 MB.
     """
-    rows = low.view(*u.shape[:3], -1)
+    rows = low.view(*u.shape[:3], low.shape[-1])
     if kernels.scan_multiplies is not None and kernels.scan_multiplies(u, rows, rest[0]):
         return kernels.scan(u, rows, *rest, dt_proj=dt_proj, keep=keep)
     return kernels.scan(u, torch.bmm(low, dt_proj.mT).view(u.shape), *rest, keep=keep)
