@@ -229,6 +229,18 @@ def test_files_that_are_no_results(tmp_path: Path) -> None:
         save_result(retrieval(features(), features("train")), path)
 
 
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    result = retrieval(features(), features("train"))
+    (tmp_path / "results").touch()
+    for path in (tmp_path / "results", tmp_path / "results" / "new"):
+        with pytest.raises(
+            ConfigError, match=rf"^{path} cannot be made a folder: (File exists|Not a dir\w+)\.$"
+        ):
+            save_result(result, path)
+    with pytest.raises(CheckpointError, match=r"a\.json cannot be written: Not a directory\.$"):
+        save_result(result, tmp_path / "results" / "a.json")
+
+
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result: Result = retrieval(features(), features("train"))
     path = save_result(result, tmp_path / "a.json")

@@ -13,7 +13,7 @@ import flexvideo as fv
 from flexvideo.cli import main
 from flexvideo.cli.trainreport import StepBar
 from flexvideo.data.motion import MotionSet
-from flexvideo.train import read_log
+from flexvideo.train import read_log, replace_head
 from flexvideo.train.checkpoint import checkpoints
 from flexvideo.train.interrupt import stopped_by_signals
 from flexvideo.weights import read_weights
@@ -170,6 +170,15 @@ def test_finetuning_replaces_the_head(tmp_path, capsys):
     tuned = fv.load(tmp_path / "b")
     assert (tuned.num_classes, tuned.config["depth"]) == (3, 2)
     assert fv.flex_config(tuned)["policy"] == fv.flex_config(model)["policy"]
+
+
+def test_the_same_classes_in_another_order_take_a_new_head(tmp_path, capsys):
+    start = replace_head(toy_model(), MotionSet().classes[::-1])
+    start.save_pretrained(tmp_path / "start")
+    assert run(tmp_path / "b", "--steps", "1", command=("finetune", str(tmp_path / "start"))) == 0
+    said = capsys.readouterr().err
+    assert "a new head: the model had the same 3 classes in another order" in said
+    assert re.search(r"^1 step, loss \d", said, re.MULTILINE)
 
 
 def test_finetuning_weights_that_have_no_head(tmp_path, capsys):

@@ -314,7 +314,11 @@ def _hold(options: Options, source: ClipSource, device: torch.device | str) -> C
 def _with_head(model: VideoMamba, source: ClipSource) -> VideoMamba:
     if model.num_classes == len(source.classes) and model.labels in (None, source.classes):
         return model
-    say(f"a new head: the model had {model.num_classes} classes, the data has {len(source.classes)} others")
+    count = len(source.classes)
+    if sorted(model.labels or ()) == sorted(source.classes):
+        say(f"a new head: the model had the same {count} classes in another order")
+    else:
+        say(f"a new head: the model had {model.num_classes} classes, the data has {count} others")
     return replace_head(model, source.classes)
 
 

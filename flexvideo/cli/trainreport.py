@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from flexvideo.data.records import plural
 from flexvideo.train import TrainResult
 from flexvideo.train.distributed import rank_and_world
 
@@ -54,7 +55,8 @@ def summarise(result: TrainResult) -> None:
     if not result.finished:
         say(f"stopped and saved at step {result.steps}: the same command with --resume goes on from there")
         return
-    say(f"{result.steps} steps, loss {result.loss:.3f}, {result.seconds:.0f} s; clips seen at each size:")
+    steps = plural(result.steps, "step")
+    say(f"{steps}, loss {result.loss:.3f}, {result.seconds:.0f} s; clips seen at each size:")
     for spec, clips in sorted(result.clips.items(), key=str):
         size, patch = f"{spec.frames} x {spec.height} x {spec.width}", f"{spec.patch[0]} x {spec.patch[1]}"
         say(f"  {size} px, patch {patch}: {clips}")

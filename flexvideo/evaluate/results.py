@@ -12,6 +12,7 @@ from flexvideo.errors import ConfigError
 from flexvideo.evaluate.bootstrap import Estimate
 from flexvideo.evaluate.facts import ModelFacts, SourceFacts
 from flexvideo.evaluate.grid import Cell, Cost
+from flexvideo.output import require_folder
 from flexvideo.weights import write_atomically
 
 FORMAT = 1
@@ -104,13 +105,12 @@ def save_result(result: Result, path: str | Path) -> Path:
         The file.
 
     Raises:
-        ConfigError: the file is there, and is something else.
+        ConfigError: the file is there, and is something else; or the folder cannot be made.
         CheckpointError: it cannot be written.
     """
     path = Path(path)
     if path.suffix != ".json":
-        path.mkdir(parents=True, exist_ok=True)
-        path /= result.filename
+        path = require_folder(path) / result.filename
     if path.exists() and load_result(path).digest != result.digest:
         raise ConfigError(
             f"{path} is the result of another protocol and is not overwritten: name another file."
