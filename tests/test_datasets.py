@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,13 @@ def test_ucf101_refuses_labels_that_contradict_the_classes(tmp_path: Path) -> No
         open_dataset(f"ucf101:{tmp_path}", split="train")
 
 
+def test_ucf101_refuses_classes_without_names(tmp_path: Path) -> None:
+    layouts.text(layouts.ucf101(tmp_path) / "ucfTrainTestlist" / "classInd.txt", "1", "2")
+    message = r"from 1 on, in order, a number and a name on each line; it begins \[\['1'\], \['2'\]\]\.$"
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(f"ucf101:{tmp_path}", split="train")
+
+
 def test_written_motion_opens_as_ucf101(tmp_path: Path) -> None:
     """The rendered sets are written in this layout, to take the path of real data."""
     actions = ("bow", "jump")
@@ -173,6 +181,13 @@ def test_kinetics_test_without_labels(tmp_path: Path) -> None:
 def test_kinetics_refuses_lines_without_times(line: str, said: str, tmp_path: Path) -> None:
     layouts.text(tmp_path / "train.csv", "label,youtube_id,time_start,time_end", line)
     with pytest.raises(DatasetError, match=rf"train\.csv, line 2: .* must be seconds, got {said}\.$"):
+        open_dataset(f"k400:{tmp_path}", split="train")
+
+
+def test_kinetics_refuses_other_encodings(tmp_path: Path) -> None:
+    lines = "label,youtube_id,time_start,time_end\nbow,x,1,11\ncafé,y,1,11\n"
+    (tmp_path / "train.csv").write_bytes(lines.encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"train\.csv, line 3, is not in UTF-8: save the list in that enc"):
         open_dataset(f"k400:{tmp_path}", split="train")
 
 
@@ -307,6 +322,39 @@ def test_a_label_outside_the_classes_is_refused(tmp_path: Path) -> None:
         match=r"Diving-48 test: c_00002 has label 48, outside its 2 classes, which are .* 0 to 1",
     ):
         open_dataset(f"diving48:{tmp_path}", split="test")
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "content", "says"),
+    [
+        ("coin", "COIN.json", {"data": 1}, "{'data': 1}, in which 'database' should be an object"),
+        (
+            "coin",
+            "COIN.json",
+            {"database": {"aaaaaaaaaaa": {"class": "MakeTea", "subset": "training"}}},
+            "{'class': 'MakeTea', 'subset': 'training'}, in which 'recipe_type' should be a whole number",
+        ),
+        ("coin", "COIN.json", [1], "should hold an object, and is [1]"),
+        ("ssv2", "train.json", [{"video": 1}], "{'video': 1}, in which 'id' should be text"),
+        ("ssv2", "train.json", [{"id": 1}], "{'id': 1}, in which 'id' should be text"),
+        ("ssv2", "train.json", [{"id": "1"}], "{'id': '1'}, in which 'template' should be text"),
+        ("ssv2", "labels.json", {"Holding": "a"}, "should number the classes, and is {'Holding': 'a'}"),
+        ("diving48", "Diving48_V2_train.json", [{"vid_name": "a"}], "in which 'label' should be a whole num"),
+        ("diving48", "Diving48_V2_train.json", ["a"], "has 'a', in which 'vid_name' should be text"),
+        ("diving48", "Diving48_vocab.json", {}, "should hold a list, and is {}"),
+    ],
+)
+def test_lists_that_are_not_as_published(
+    kind: str, file: str, content: object, says: str, tmp_path: Path
+) -> None:
+    lists = tmp_path / "lists"
+    layouts.text(lists / "labels.json", "{}")
+    layouts.text(lists / "Diving48_V2_train.json", "[]")
+    layouts.text(lists / "Diving48_vocab.json", "[]")
+    layouts.text(lists / "train.json", "[]")
+    path = layouts.text(lists / file, json.dumps(content))
+    with pytest.raises(DatasetError, match=rf"^{path} .*{re.escape(says)}.*: download it again\.$"):
+        open_dataset(f"{kind}:{tmp_path}", split="train", annotations=lists)
 
 
 # Folders and lists

@@ -8,7 +8,7 @@ from pathlib import Path
 from flexvideo.data.files import by_key, find_lists, match, require_folder, stem, video_files
 from flexvideo.data.lists import read_rows
 from flexvideo.data.records import Problem, Splits, VideoRecord, VideoSet
-from flexvideo.data.sets_fine import load_json
+from flexvideo.data.sets_fine import load_json, required
 from flexvideo.errors import ConfigError, DatasetError, DatasetWarning
 
 COIN = Splits("COIN", ("train", "test"))
@@ -57,13 +57,12 @@ def from_coin(root: str | Path, *, split: str, annotations: str | Path | None = 
         title=title,
         remedy="Download it from github.com/coin-dataset/annotations",
     )[0]
-    database = load_json(source)["database"]
-    names = {int(entry["recipe_type"]): entry["class"] for entry in database.values()}
-    wanted = [
-        (video, VideoRecord(f"{entry['recipe_type']}/{video}.mp4", int(entry["recipe_type"]), video))
-        for video, entry in database.items()
-        if entry["subset"] == {"train": "training", "test": "testing"}[split]
-    ]
+    wanted, names = [], {}
+    for video, entry in required(load_json(source, dict), "database", dict, source=source).items():
+        label = required(entry, "recipe_type", int, source=source)
+        names[label] = required(entry, "class", str, source=source)
+        if required(entry, "subset", str, source=source) == {"train": "training", "test": "testing"}[split]:
+            wanted.append((video, VideoRecord(f"{label}/{video}.mp4", label, video)))
     # Ids of YouTube have no dots, and some downloaders write `<id>.mp4.webm`.
     files = by_key(video_files(root), lambda path: Path(path).name.split(".")[0])
     records, missing = match(wanted, files, title=title, root=root, source=source)

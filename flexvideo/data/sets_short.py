@@ -3,6 +3,7 @@
 import csv
 import os
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,32 +179,45 @@ def _kinetics_list(root: Path, split: str, annotations: str | Path | None) -> Pa
 
 
 def _kinetics_clips(source: Path) -> Iterator[_Clip]:
-    with open(source, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = ("youtube_id", "time_start", "time_end")
-        if not set(columns) <= set(reader.fieldnames or ()):
+    reader = csv.DictReader(_text(source))
+    columns = ("youtube_id", "time_start", "time_end")
+    if not set(columns) <= set(reader.fieldnames or ()):
+        raise DatasetError(
+            f"{source} is no list of Kinetics: its first line should name {', '.join(columns)}, and is "
+            f"{','.join(reader.fieldnames or ())!r}. Open other lists as `list:`."
+        )
+    for row in reader:
+        try:
+            start, end = round(float(row["time_start"])), round(float(row["time_end"]))
+        except (TypeError, ValueError) as error:  # a line that ends too soon gives None
             raise DatasetError(
-                f"{source} is no list of Kinetics: its first line should name {', '.join(columns)}, and is "
-                f"{','.join(reader.fieldnames or ())!r}. Open other lists as `list:`."
-            )
-        for row in reader:
-            try:
-                start, end = round(float(row["time_start"])), round(float(row["time_end"]))
-            except (TypeError, ValueError) as error:  # a line that ends too soon gives None
-                raise DatasetError(
-                    f"{source}, line {reader.line_num}: time_start and time_end must be seconds, got "
-                    f"{row['time_start']!r} and {row['time_end']!r}."
-                ) from error
-            label = (row.get("label") or "").replace("_", " ").strip()
-            name = f"{row['youtube_id']}_{start:06d}_{end:06d}"
-            yield _Clip(row["youtube_id"], name, label or None)
+                f"{source}, line {reader.line_num}: time_start and time_end must be seconds, got "
+                f"{row['time_start']!r} and {row['time_end']!r}."
+            ) from error
+        label = (row.get("label") or "").replace("_", " ").strip()
+        name = f"{row['youtube_id']}_{start:06d}_{end:06d}"
+        yield _Clip(row["youtube_id"], name, label or None)
+
+
+def _text(source: Path) -> StringIO:
+    """Names of classes are shown, unlike those of files, and bytes that are no text cannot be."""
+    try:
+        return StringIO(source.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DatasetError(
+            f"{source}, line {line}, is not in UTF-8: save the list in that encoding."
+        ) from error
 
 
 def _ucf101_classes(source: Path) -> tuple[str, ...]:
     """Class names of `classInd.txt`, whose numbers begin at 1."""
     lines = [line.split() for line in read_lines(source)]
-    if [line[0] for line in lines] != [str(number) for number in range(1, len(lines) + 1)]:
-        raise DatasetError(f"{source} should number the classes from 1 on, in order; it begins {lines[:2]}.")
+    if [(line[0], len(line)) for line in lines] != [(str(number), 2) for number in range(1, len(lines) + 1)]:
+        raise DatasetError(
+            f"{source} should number the classes from 1 on, in order, a number and a name on each line; it "
+            f"begins {lines[:2]}."
+        )
     return tuple(line[1] for line in lines)
 
 
