@@ -6,8 +6,6 @@ after `backward.` and `conv.`, of `cuda_backward.py` and `cuda_conv.py`):
 `--variants STEPS=8 STEPS=8,SHORTEST=128 backward.MOST_WARPS=8 conv.ROWS=64,conv.LOADS=2`. In the forward scan
 `LEAST_GAIN=1000` leaves every chain whole, `SHORTEST=1000000` does not split time, `MOST_WARPS=2` and
 `LEAST_WARPS=4` have blocks of one size; in the backward scan `backward.PASSES=1000000` does not split time.
-Rows marked "of products" are the scan from step sizes of low rank on, as a block of a model runs it: with
-`MOST_RANK=0` by a product in memory, by default within the scan.
 What it costs to split time depends on how long states remember: here as a VideoMamba begins (128 to 134
 steps), with `--long` thousands of steps.
 """
@@ -27,20 +25,16 @@ from pathlib import Path
 import torch
 from _results import write_results
 
-from flexvideo.scan.ops import projected_scan
 from flexvideo.scan.reference import selective_scan
 from flexvideo.scan.registry import load
 
 RUNS = 30
-RANK = 40  # of step sizes, with padding
 CHECKED = (2, 2, 301, 96, 16)  # directions, batch, tokens, width, states
-NAMES = ("out", "out of products", "du", "ddelta", "dA", "dB", "dC", "dD", "dz", "dbias")
+NAMES = ("out", "du", "ddelta", "dA", "dB", "dC", "dD", "dz", "dbias")
 
 
-def inputs_of(
-    k: int, b: int, l: int, d: int, n: int, *, long: bool = True
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Random inputs laid out as in the model: B, C and z are views of wider rows; and factors of step sizes.
+def inputs_of(k: int, b: int, l: int, d: int, n: int, *, long: bool = True) -> list[torch.Tensor]:
+    """Random inputs laid out as in the model: B, C and z are views of wider rows.
 
     Some state of every few channels remembers thousands of steps, or (not `long`) none more than 134.
     """
@@ -50,14 +44,13 @@ def inputs_of(
         return torch.randn(*shape, generator=generator, device="cuda")
 
     u, delta = draw(k, b, l, d).bfloat16(), (draw(k, b, l, d) - 1).bfloat16()
-    rows, z = draw(k, b, l, RANK + 2 * n).bfloat16(), draw(b, l, 2 * d).bfloat16()[..., d:]
-    low, B, C = rows.split([RANK, n, n], dim=-1)
+    rows, z = draw(k, b, l, 36 + 2 * n).bfloat16(), draw(b, l, 2 * d).bfloat16()[..., d:]
+    B, C = rows[..., 36 : 36 + n], rows[..., 36 + n :]
     A, skip, bias = -torch.exp(draw(k, d, n)), draw(k, d), draw(k, d)
     if not long:
         A, bias = -torch.arange(1.0, n + 1, device="cuda").expand_as(A).contiguous(), torch.zeros_like(bias)
         delta = 0.3 * (delta + 1)
-    weights = (draw(k, d, RANK) * (1.0 if long else 0.3) * RANK**-0.5).bfloat16()
-    return [u, delta, A, B, C, skip, z, bias], [low.flatten(1, 2), weights]
+    return [u, delta, A, B, C, skip, z, bias]
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -94,20 +87,15 @@ def name_of(shape: tuple[int, ...]) -> str:
 
 def checked(kernels, *, forward: bool) -> dict[str, float]:
     """Relative errors of output and, unless only the forward pass is wanted, gradients against float64."""
-    inputs, factors = inputs_of(*CHECKED)
+    inputs = inputs_of(*CHECKED)
     exact = [x.double().requires_grad_() for x in inputs]
     truth = selective_scan(*exact)
     grad = torch.randn_like(truth).bfloat16()
     out, saved = kernels.scan(*inputs)
-    u, _, *rest = inputs
-    low, weights = factors
-    delta = torch.bmm(low.double(), weights.double().mT).view(u.shape)
-    outs = (out, projected_scan(kernels, u, low, weights, *rest, keep=True)[0])
-    truths = (truth, selective_scan(exact[0], delta, *exact[2:]))
     if forward:
-        return {name: error(a, b) for name, a, b in zip(NAMES, outs, truths, strict=False)}
-    found = (*outs, *kernels.scan_backward(grad, *inputs, saved))
-    expected = (*truths, *torch.autograd.grad(truth, exact, grad.double()))
+        return {"out": error(out, truth)}
+    found = (out, *kernels.scan_backward(grad, *inputs, saved))
+    expected = (truth, *torch.autograd.grad(truth, exact, grad.double()))
     return {name: error(a, b) for name, a, b in zip(NAMES, found, expected, strict=True)}
 
 
@@ -116,21 +104,15 @@ def timed(
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Times at one shape, of the forward scan or of all; every 997th result goes to the file `sample`."""
     torch.manual_seed(0)
-    inputs, factors = inputs_of(*shape, long=long)
-    (u, _, *rest), (out, saved) = inputs, kernels.scan(*inputs)
+    inputs = inputs_of(*shape, long=long)
+    out, saved = kernels.scan(*inputs)
     grad = torch.randn_like(out)
     x, (k, _, _, d, _) = inputs[6], shape
     weight, bias = torch.randn(k, d, 4, device="cuda"), torch.randn(k, d, device="cuda")
-
-    def projected(*, keep: bool) -> torch.Tensor:
-        return projected_scan(kernels, u, *factors, *rest, keep=keep)[0]
-
-    results = [out, projected(keep=False)]
-    torch.save([x.flatten()[::997].float().cpu() for x in results], sample)
+    results = [out]
+    torch.save([out.flatten()[::997].float().cpu()], sample)
     yield "forward", milliseconds(lambda: kernels.scan(*inputs))
     yield "inference", milliseconds(lambda: kernels.scan(*inputs, keep=False))
-    yield "forward of products", milliseconds(lambda: projected(keep=True))
-    yield "inference of products", milliseconds(lambda: projected(keep=False))
     if forward:
         return
     yield "conv", milliseconds(lambda: kernels.conv(x, weight, bias))
@@ -226,7 +208,7 @@ def table(rows: list[dict[str, object]]) -> None:
     for row in rows:
         begin = f"{row['candidate']:32}{row.get('shape', ''):>10}  "
         if "kind" in row:
-            print(f"{begin}{row['kind']:21} {row['called']:8.3f} {row['graphed']:8.3f}")
+            print(f"{begin}{row['kind']:14} {row['called']:8.3f} {row['graphed']:8.3f}")
         for key in row:
             if key == "errors" or key.startswith("difference"):
                 worst = max(row[key], key=row[key].get)

@@ -195,51 +195,6 @@ static inline void multiply(float (&sums)[4], float a0, float a1, float a2, floa
         for (int k = 0; k < 8; k++)
             sums[i] += all[lane / 4 * 4 + k % 4][i / 2 + k / 4 * 2] * all[(lane % 4 * 2 + i % 2) * 4 + k % 4][4 + k / 4];
 }
-#if DTYPE == 1
-static inline float factor(unsigned x, int high) { return half_to_float((unsigned short)(x >> 16 * high)); }
-#else
-static inline float factor(unsigned x, int high) { return __uint_as_float(high ? x & 0xffff0000u : x << 16); }
-#endif
-// The same for pairs of 16-bit numbers, 16 or 8 of them along the sum. Registers of a lane, as PTX has it: of the left
-// factor (row lane / 4, columns 2 (lane % 4) and the next), 8 rows on, and then both 8 columns on; of the right factor
-// (rows 2 (lane % 4) and the next, column lane / 4), and 8 rows on.
-template <int K>
-static void multiply_pairs(float (&sums)[4], const unsigned (&left)[K / 4], const unsigned (&right)[K / 8]) {
-    static unsigned given[cpu::MOST / 32][2][32][6];
-    static float a[16][K], b[K][8];
-    int warp = cpu::current / 32, me = cpu::current % 32;
-    auto& all = given[warp][cpu::turn[cpu::current] ^= 1];
-    for (int i = 0; i < K / 4; i++) all[me][i] = left[i];
-    for (int i = 0; i < K / 8; i++) all[me][4 + i] = right[i];
-    cpu::wait(cpu::warps[warp], 32);
-    for (int lane = 0; lane < 32; lane++)
-        for (int high = 0; high < 2; high++) {
-            const int group = lane / 4, k = lane % 4 * 2 + high;
-            for (int i = 0; i < K / 4; i++) a[group + i % 2 * 8][k + i / 2 * 8] = factor(all[lane][i], high);
-            for (int i = 0; i < K / 8; i++) b[k + i * 8][group] = factor(all[lane][4 + i], high);
-        }
-    for (int i = 0; i < 4; i++)
-        for (int k = 0; k < K; k++) sums[i] += a[me / 4 + i / 2 * 8][k] * b[k][me % 4 * 2 + i % 2];
-}
-static inline void multiply_16(float (&sums)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
-                               unsigned b1) {
-    multiply_pairs<16>(sums, {a0, a1, a2, a3}, {b0, b1});
-}
-static inline void multiply_8(float (&sums)[4], unsigned a0, unsigned a1, unsigned b0) {
-    multiply_pairs<8>(sums, {a0, a1}, {b0});
-}
-// copies are made when they are waited for, as late as can be
-typedef uintptr_t Shared;
-static std::vector<std::tuple<void*, const void*, bool>> copies[cpu::MOST];
-static inline Shared address_of(const void* shared) { return (Shared)shared; }
-static inline void copy_16(Shared to, const void* from, bool here) {
-    if (to % 16 || (here && (uintptr_t)from % 16)) abort();
-    copies[cpu::current].push_back({(void*)to, from, here});
-}
-static inline void wait_for_copies() {
-    for (auto& [to, from, here] : copies[cpu::current]) here ? memcpy(to, from, 16) : memset(to, 0, 16);
-    copies[cpu::current].clear();
-}
 template <class T> static void forget(T&) {}
 static inline void publish(unsigned* flag) { *flag = 1; }
 static inline void await(const unsigned* flag) { if (!*flag) abort(); }

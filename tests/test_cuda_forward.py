@@ -356,7 +356,7 @@ def test_too_long_sequences_are_refused():
 def variants():
     """Sources and macros of every kind of kernel that is compiled for a model."""
     common = {"DIRECTIONS": 2, "STATES": 16, "HELD": 4, "STEPS": STEPS, "WARPS": 2}
-    common |= {"PAIRS": 1, "QUADS": 1, "BLOCKS": 5, "RANK": 0, "ASIDE": 0}
+    common |= {"PAIRS": 1, "QUADS": 1, "BLOCKS": 5}
     walk = {"SAVE": 1, "CARRY": 0, "KEPT": BLOCK}
     for dtype in (0, 1, 2):
         for kind in ({}, {"SAVE": 0}, {"CARRY": 1}, {"BLOCKS": 4}, {"WARPS": 4, "BLOCKS": 2}):
@@ -364,11 +364,6 @@ def variants():
         for kind in ({}, {"WARPS": 4, "BLOCKS": 2}):
             yield "cuda_ends.cu", {"DTYPE": dtype, **common, **kind}
     yield "cuda_forward.cu", {"DTYPE": 2, **common, **walk, "PAIRS": 0, "QUADS": 0}
-    near, far = {"WARPS": 4, "BLOCKS": 2, "RANK": 40}, {"RANK": 40, "ASIDE": 1}
-    for dtype, kind in ((1, near), (2, near), (2, far), (2, near | {"RANK": 16}), (2, far | {"RANK": 24})):
-        for more in ({}, {"SAVE": 0}, {"CARRY": 1}):
-            yield "cuda_forward.cu", {"DTYPE": dtype, **common, **walk, **kind, **more}
-        yield "cuda_ends.cu", {"DTYPE": dtype, **common, **kind}
     yield "cuda_forward.cu", {"DTYPE": 2, **common, **walk, "DIRECTIONS": 1, "BLOCKS": 10}
     yield "cuda_forward.cu", {"DTYPE": 0, **common, **walk, "STATES": 64, "HELD": 16, "BLOCKS": 2}
     yield "cuda_ends.cu", {"DTYPE": 0, **common, "STATES": 64, "HELD": 16, "BLOCKS": 2}

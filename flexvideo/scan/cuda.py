@@ -1,9 +1,9 @@
 """The scan on NVIDIA GPUs by kernels in CUDA C, compiled by NVRTC at first use: neither a toolkit nor Triton.
 
-`cuda_forward.*` (with `cuda_place.cuh`, `cuda_tile.cuh`, `cuda_product.cuh`, `cuda_ends.cu` and
-`cuda_chain.cu`) and `cuda_backward.*` (with `cuda_back*`) hold the scan, `cuda_conv.*` the convolution,
-`cuda_norm.*` the normalisation, `cuda_gather.*` the stacking of weights, `cuda_common.cuh` what they share;
-`nvrtc.py` compiles and starts them.
+`cuda_forward.*` (with `cuda_tile.cuh`, `cuda_ends.cu` and `cuda_chain.cu`) and `cuda_backward.*` (with
+`cuda_back*`) hold the scan, `cuda_conv.*` the convolution, `cuda_norm.*` the normalisation,
+`cuda_gather.*` the stacking of weights, `cuda_common.cuh` what they share; `nvrtc.py` compiles and starts
+them.
 Float64 is left to the reference. The Triton kernels do the same more slowly.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from flexvideo.scan import nvrtc
 from flexvideo.scan.cuda_backward import backward_launch_for, scan_backward
 from flexvideo.scan.cuda_conv import conv_backward, conv_forward
-from flexvideo.scan.cuda_forward import Launch, kept, launch_for, multiplies, number_of, scan_forward
+from flexvideo.scan.cuda_forward import kept, launch_for, number_of, scan_forward
 from flexvideo.scan.cuda_gather import gather
 from flexvideo.scan.cuda_norm import norm_backward, norm_forward
 from flexvideo.scan.mixing import fused
@@ -34,27 +34,14 @@ def scan(
     z: Tensor,
     delta_bias: Tensor,
     *,
-    dt_proj: Tensor | None = None,
     keep: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
     """Output, and with `keep` the states for the backward pass."""
-    launch, _ = launch_on(u, A)
-    inputs = alike(u, delta, A, B, C, D, z, delta_bias)
-    out, states = scan_forward(*inputs, dt_proj=dt_proj, launch=launch, keep=keep)
-    return out.to(u.dtype), [states] if keep else []
-
-
-def scan_multiplies(u: Tensor, low: Tensor, A: Tensor) -> bool:
-    """Whether `scan` takes step sizes as `low` and `dt_proj`, and multiplies them itself."""
-    launch, shared = launch_on(u, A)
-    return multiplies(u, low, launch, shared=shared)
-
-
-def launch_on(u: Tensor, A: Tensor) -> tuple[Launch, int]:
-    """The layout on the device of u, and the shared memory of its multiprocessors."""
     (_, b, l, d), device = u.shape, torch.cuda.get_device_properties(u.device)
-    count, shared = device.multi_processor_count, device.shared_memory_per_multiprocessor
-    return launch_for(b, l, d, A.shape[-1], multiprocessors=count, shared=shared), shared
+    shared = device.shared_memory_per_multiprocessor
+    launch = launch_for(b, l, d, A.shape[-1], multiprocessors=device.multi_processor_count, shared=shared)
+    out, states = scan_forward(*alike(u, delta, A, B, C, D, z, delta_bias), launch=launch, keep=keep)
+    return out.to(u.dtype), [states] if keep else []
 
 
 def backward(
@@ -118,8 +105,6 @@ def unavailable() -> str | None:
     return nvrtc.unavailable(capability)
 
 
-KERNELS = Kernels(
-    scan, backward, saved, conv_forward, conv_backward, norm_forward, norm_backward, gather, scan_multiplies
-)
+KERNELS = Kernels(scan, backward, saved, conv_forward, conv_backward, norm_forward, norm_backward, gather)
 selective_scan, causal_conv = operators("cuda")
 FUSED = fused("cuda")

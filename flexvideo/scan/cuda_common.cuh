@@ -105,7 +105,6 @@ DEVICE float to_float(Scalar x) { return x; }
 DEVICE Scalar from_float(float x) { return x; }
 DEVICE float2 unpack(Pair x) { return x; }
 DEVICE Pair pack(float low, float high) { return make_float2(low, high); }
-DEVICE Pair not_there() { return make_float2(NOT_THERE, NOT_THERE); }
 DEVICE Pair pair_of(Scalar low, Scalar high) { return make_float2(low, high); }
 DEVICE float4 unpack(Quad x) { return x; }
 DEVICE Quad quad_of(Pair low, Pair high) { return make_float4(low.x, low.y, high.x, high.y); }
@@ -116,12 +115,10 @@ DEVICE float2 unpack(Pair x) {
     return make_float2(half_to_float((Scalar)(x & 0xffffu)), half_to_float((Scalar)(x >> 16)));
 }
 DEVICE Pair pack(float low, float high) { return halves(low, high); }
-DEVICE Pair not_there() { return 0xfc00fc00u; }
 #else
 DEVICE float to_float(Scalar x) { return __uint_as_float((unsigned)x << 16); }
 DEVICE float2 unpack(Pair x) { return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)); }
 DEVICE Pair pack(float low, float high) { return bfloats(low, high); }
-DEVICE Pair not_there() { return 0xff80ff80u; }
 #endif
 DEVICE Scalar from_float(float x) { return (Scalar)pack(x, 0.0f); }
 DEVICE Pair pair_of(Scalar low, Scalar high) { return (unsigned)low | ((unsigned)high << 16); }

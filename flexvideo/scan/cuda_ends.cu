@@ -44,25 +44,22 @@ DEVICE void add_tile(States& of, float2& passed, const Exchange& exchange) {
 // direction become; decay (k, b, spans, d): the sum of dt over the span, or as much as makes every decay zero
 extern "C" __global__ void __launch_bounds__(DIRECTIONS* SIDE, BLOCKS)
 ends_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const float* bias, float* carry,
-            float* decay, const Scalar* weights, long long L, long long D, long long samples, long long span,
-            long long spans, long long b_k, long long b_b, long long b_l, long long low_k, long long low_b,
-            long long low_l) {
+            float* decay, long long L, long long D, long long samples, long long span, long long spans, long long b_k,
+            long long b_b, long long b_l) {
     __shared__ Tile halves[2];
     const int d = (int)D, groups = (d + CHANNELS - 1) / CHANNELS, walked = (int)spans - 1;
     const int index = blockIdx.x / groups % walked, b = blockIdx.x / groups / walked;
     const Place at = place_of(blockIdx.x % groups, d);
-    const int last = (int)span * (index + 1) - 1, t = at.side ? (int)(span * spans) - 1 - last : last;
+    const int last = (int)span * (index + 1) - 1;
     const long long kb = at.side * samples + b, row = kb * spans + index;
     const Scalar* rows = B + at.side * b_k + b * b_b;
-    Feed feed = feed_of(u + kb * L * D, delta + kb * L * D, rows, rows, bias, b_l, b_l, (int)L, d, halves[0], at, t);
-#if RANK
-    feed.product = product_of(delta + at.side * low_k + b * low_b, weights, halves[0].low[at.side], low_l, at, d, t);
-#endif
+    Feed feed = feed_of(u + kb * L * D, delta + kb * L * D, rows, rows, bias, b_l, b_l, (int)L, d, halves[0], at,
+                        at.side ? (int)(span * spans) - 1 - last : last);
     States of = first_states(A, carry, at, d, false);
     float2 passed = make_float2(0.0f, 0.0f);
     start(feed);
     for (int tile = 0; !all_of_side(at.side, SIDE, forgotten(of, passed, at)) && tile < span / STEPS; tile++) {
-        load_next(feed, 1, tile);
+        load_next(feed, 1);
         add_tile(of, passed, feed.exchange);
         pass_on(feed, tile);
     }

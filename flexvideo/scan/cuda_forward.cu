@@ -22,8 +22,7 @@
 // 2 blocks of 8 warps a multiprocessor; none is spilled. A warp's update takes 8.1 instructions before the directions
 // meet and 8.8 after it (4 of them are the recurrence and its exponential, 1 is y), or 8.35 and 9.1 if states are kept:
 // 2.0 to 2.3 clocks of a multiprocessor, beside 2.1 and 2.3 of its exponentials and 2.2 of shared and global memory if
-// a 128-bit load of a warp takes 4. In cuda_ends.cu it is 6.4. With step sizes of rank 40 that the scan multiplies
-// itself (cuda_product.cuh) it is 8.2 and 9.0, or 8.5 and 9.4, and 6.5: as many blocks, and nothing spilled in a tile.
+// a 128-bit load of a warp takes 4. In cuda_ends.cu it is 6.4.
 //
 // Measured on an H100 (1152 channels, bfloat16, N = 16, as a CUDA graph; ms with states kept / without): 16 x 3137
 // tokens 0.787 / 0.777, 1 x 3137 0.095 / 0.097: 3.5 clocks an update, so that none of these three alone is the bound.
@@ -31,8 +30,8 @@
 // the states save 1.4 instructions and no time; tiles of 8 are 0.3 to 0.6 instructions more.
 //
 // Macros: DTYPE, DIRECTIONS, STATES (N), HELD, STEPS, WARPS, BLOCKS (of a multiprocessor), PAIRS and QUADS (rows are
-// aligned: 2 channels, 4 states are one load), RANK and ASIDE (cuda_product.cuh); SAVE (states are kept for the backward
-// pass), KEPT (steps between two of them), CARRY (the state at a span's beginning is read).
+// aligned: 2 channels, 4 states are one load); SAVE (states are kept for the backward pass), KEPT (steps between two of
+// them), CARRY (the state at a span's beginning is read).
 #define ENDS 0
 #include "cuda_tile.cuh"
 
@@ -46,9 +45,8 @@ struct Problem {
     const float* bias;
     Scalar* out;
     float *carry, *states;
-    const Scalar* weights;
     int L, D, samples, blocks, span, spans;
-    long long z_b, z_l, b_k, b_b, b_l, c_k, c_b, c_l, low_k, low_b, low_l;
+    long long z_b, z_l, b_k, b_b, b_l, c_k, c_b, c_l;
 };
 
 // one step of the recurrence; returns the sums over the own states
@@ -123,7 +121,7 @@ DEVICE void walk_tile(Walk& walk, int tile) {
 #endif
     if (late) load_steps(gate, walk.z, walk.gates, feed.steps, feed.bounds, 0, Pair());
     if (late && DIRECTIONS == 2) load_steps(partner, walk.out, feed.steps, feed.steps, feed.bounds, 0, Pair());
-    load_next(feed, 1, tile);
+    load_next(feed, 1);
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
         float2 y = advance_group(walk.of, feed.exchange, g, feed.at.lane);
@@ -156,10 +154,6 @@ DEVICE void walk_piece(const Problem& in, Tile* halves, int chain, int begin, in
     walk.kept = first + (at.side ? walk.end - in.span * in.spans : 0);
     walk.gates = cursor_of(at, t + at.sign * at.lane, (int)in.z_l);
     walk.of = first_states(in.A, carry, at, D, CARRY || begin > 0);
-#if RANK
-    walk.feed.product = product_of(in.delta + at.side * in.low_k + b * in.low_b, in.weights, halves[0].low[at.side],
-                                   in.low_l, at, D, t);
-#endif
     KEEP("+l", walk.out);
     GLOBAL(walk.out);
     walk.skip = load_channels(in.skip, at, D);
@@ -182,15 +176,14 @@ DEVICE void walk_piece(const Problem& in, Tile* halves, int chain, int begin, in
 // at least a chain; flags: zeros, one a chain, unless a share is a chain
 extern "C" __global__ void __launch_bounds__(DIRECTIONS* SIDE, BLOCKS)
 scan_kernel(const Scalar* u, const Scalar* delta, const float* A, const Scalar* B, const Scalar* C, const float* skip,
-            const Scalar* z, const float* bias, Scalar* out, float* carry, float* states, const Scalar* weights,
-            unsigned* flags, long long share, long long L, long long D, long long samples, long long blocks,
-            long long span, long long spans, long long z_b, long long z_l, long long b_k, long long b_b, long long b_l,
-            long long c_k, long long c_b, long long c_l, long long low_k, long long low_b, long long low_l) {
+            const Scalar* z, const float* bias, Scalar* out, float* carry, float* states, unsigned* flags,
+            long long share, long long L, long long D, long long samples, long long blocks, long long span,
+            long long spans, long long z_b, long long z_l, long long b_k, long long b_b, long long b_l, long long c_k,
+            long long c_b, long long c_l) {
     __shared__ Tile halves[2];
-    const Problem in = {u,     delta,  A,      B,          C,        skip,     z,            bias,       out,
-                        carry, states, weights, (int)L,    (int)D,   (int)samples, (int)blocks, (int)span, (int)spans,
-                        z_b,   z_l,    b_k,    b_b,        b_l,      c_k,      c_b,          c_l,        low_k,
-                        low_b, low_l};
+    const Problem in = {u,   delta, A,      B,      C,      skip,         z,           bias,      out,        carry,
+                        states, (int)L, (int)D, (int)samples, (int)blocks, (int)span, (int)spans,
+                        z_b, z_l,   b_k,    b_b,    b_l,    c_k,          c_b,         c_l};
     const int tiles = in.span / STEPS;
     const int all = (in.D + CHANNELS - 1) / CHANNELS * in.spans * in.samples * tiles;
     // whoever waits has the higher index than whom it waits for, so that this one is running

@@ -28,8 +28,6 @@ PASSES = 6200  # nanoseconds that two more launches take
 CUTTING = 3100  # nanoseconds that flags and a second beginning take
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 MOST_STATES = 64
-MOST_RANK = 48  # of step sizes that the scan multiplies itself, while it waits for exponentials; 0: of none
-NEAR_WARPS = 8  # a direction, of all blocks of a multiprocessor, that have registers for the weights of this
 TAKEN = 1024  # bytes of shared memory that CUDA takes for a block
 MOST_ROOM = 48 << 10  # bytes of it that a block may have where no more is asked for
 
@@ -159,14 +157,10 @@ def scan_forward(
     delta_bias: Tensor,
     *,
     launch: Launch,
-    dt_proj: Tensor | None = None,
     keep: bool = True,
     run: Callable[..., None] = nvrtc.run,
 ) -> tuple[Tensor, Tensor]:
     """The gated scan, and with `keep` the states before every BLOCK steps (k, b, blocks, states, d).
-
-    With `dt_proj` (k, d, r), where the scan `multiplies`, step sizes are the products of it and of `delta`,
-    which is (k, b, l, r) then: found where they are needed, in every pass, and rounded as `delta` would be.
 
     A NaN or an infinity in u, delta or B makes outputs such from its step to the end of its span; those of
     the spans after it too, unless it is so long before the end of its span that nothing is left there of any
@@ -174,9 +168,7 @@ def scan_forward(
     """
     (k, b, l, d), n = u.shape, A.shape[-1]
     check_sizes(u, z, n)
-    delta = delta.contiguous() if dt_proj is None else delta
-    weights, rank = (delta, 0) if dt_proj is None else (dt_proj.contiguous(), dt_proj.shape[-1])
-    u, A, D, delta_bias = (x.contiguous() for x in (u, A, D, delta_bias))
+    u, delta, A, D, delta_bias = (x.contiguous() for x in (u, delta, A, D, delta_bias))
     B, C, z = (x if x.stride(-1) == 1 else x.contiguous() for x in (B, C, z))
     spans, deal, (rows, padded) = launch.spans, launch.walk, kept(l, n)
     cut = deal.share * STEPS > launch.span
@@ -193,8 +185,6 @@ def scan_forward(
         "BLOCKS": deal.resident * 2 // k,
         "PAIRS": int(aligned(2, u, delta, z)),
         "QUADS": int(n % 4 == 0 and aligned(4, B, C)),
-        "RANK": rank,
-        "ASIDE": int(rank > 0 and aside(launch)),
     }
     threads, parts = 32 * launch.warps * k, groups(d, launch.warps)
 
@@ -203,41 +193,20 @@ def scan_forward(
 
     if spans > 1:
         decay = torch.empty(k, b, spans, d, device=u.device)
-        tensors, blocks = (u, delta, A, B, delta_bias, carry, decay, weights), parts * (spans - 1) * b
-        sizes = (l, d, b, launch.span, spans, *B.stride()[:3], *delta.stride()[:3])
-        start("cuda_ends.cu", "ends_kernel", blocks, *tensors, *sizes)
+        tensors, blocks = (u, delta, A, B, delta_bias, carry, decay), parts * (spans - 1) * b
+        start("cuda_ends.cu", "ends_kernel", blocks, *tensors, l, d, b, launch.span, spans, *B.stride()[:3])
         chain(carry, decay, A, last=False, run=run)
     flags = torch.zeros(parts * spans * b if cut else 0, dtype=torch.int32, device=u.device)
-    tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, states, weights, flags)
-    sizes = (l, d, b, rows, launch.span, spans)
-    strides = (*z.stride()[:2], *B.stride()[:3], *C.stride()[:3], *delta.stride()[:3])
+    tensors = (u, delta, A, B, C, D, z, delta_bias, out, carry, states, flags)
+    sizes = (l, d, b, rows, launch.span, spans, *z.stride()[:2], *B.stride()[:3], *C.stride()[:3])
     kind = {"SAVE": int(keep), "CARRY": int(spans > 1), "KEPT": BLOCK}
-    start("cuda_forward.cu", "scan_kernel", deal.grid, *tensors, deal.share, *sizes, *strides, **kind)
+    start("cuda_forward.cu", "scan_kernel", deal.grid, *tensors, deal.share, *sizes, **kind)
     return out, states
 
 
 def room_of_block(held: int, warps: int) -> int:
     """Shared memory of a block in both directions: two tiles of B and C, and of dt and dt u of each pair."""
     return 2 * 16 * STEPS * 2 * (2 * held + 8 * warps)
-
-
-def aside(launch: Launch) -> bool:
-    """Whether weights of step sizes do not fit the registers, and are put aside in shared memory."""
-    return launch.walk.resident * launch.warps > NEAR_WARPS
-
-
-def multiplies(u: Tensor, low: Tensor, launch: Launch, *, shared: int) -> bool:
-    """Whether the scan of u multiplies step sizes of low rank (k, b, l, r): where as many blocks fit then."""
-    rank, rows = low.shape[-1], 2 * 2 * STEPS * 2 * (16 if low.shape[-1] <= 16 else 48)
-    weights = aside(launch) * (rank + 8) // 16 * 16 * 64 * launch.warps
-    room = room_of_block(launch.held, launch.warps) + rows + weights
-    return (
-        u.dtype == low.dtype != torch.float32
-        and rank <= MOST_RANK
-        and room <= MOST_ROOM
-        and launch.walk.resident * (room + TAKEN) <= shared
-        and aligned(8, low)  # copied 16 bytes at a time
-    )
 
 
 def blocks_resident(held: int, warps: int) -> int:

@@ -1,13 +1,17 @@
-// What cuda_forward.cu and cuda_ends.cu share: how tiles go from memory to registers to shared memory while those
-// before them are worked on. With RANK step sizes are not read, but found as a product (cuda_product.cuh).
+// What cuda_forward.cu and cuda_ends.cu share: where a thread is, and how tiles go from memory to registers to shared
+// memory while those before them are worked on.
 #pragma once
-#include "cuda_place.cuh"
-#include "cuda_product.cuh"
+#include "cuda_common.cuh"
 
+#define LANES 4  // that share a pair
+#define GROUPS (STEPS / LANES)
+#define PER_WARP (WARP / LANES)  // pairs of a warp
+#define CHANNELS (2 * PER_WARP * WARPS)
 #define PADDED (LANES * HELD)
 #define LARGEST 3.402823466e38f
 #define QUARTER (PADDED / 4)  // float4 of B or C of a step
 #define ROW (ENDS ? QUARTER : 2 * QUARTER)  // float4 of a step
+#define SIDE (WARPS * WARP)  // threads of a direction
 #define TILE_QUADS (STEPS * ROW)
 #define LOADS ((TILE_QUADS + SIDE - 1) / SIDE)  // of a thread
 
@@ -15,14 +19,59 @@
 struct Tile {
     float4 rows[DIRECTIONS][STEPS][ROW];  // B, then C unless ENDS
     float4 steps[DIRECTIONS * WARPS][STEPS][PER_WARP];  // dt and dt u of a pair's first, of its second channel
-#if RANK
-    Scalar low[DIRECTIONS][STEPS][PITCH];  // of the next tile, of which step sizes are the product
-#endif
 };
 
 struct States {
     float a[2][HELD], h[2][HELD];  // a: log2(e) A
 };
+
+// Where a thread is. `width`: channels of its pair that exist.
+struct Place {
+    int lane, pair, warp, side, sign, channel, width;
+};
+
+DEVICE Place place_of(int group, int D) {
+    Place at;
+    int thread = threadIdx.x;
+    RENEW(thread);
+    at.lane = thread % LANES;
+    at.pair = thread % WARP / LANES;
+    at.warp = thread / WARP;
+    at.side = __shfl_sync(ALL, thread / SIDE, 0);  // so that the compiler sees that a warp has one
+    at.sign = at.side == ENDS ? 1 : -1;  // ENDS: from the end of a span to its beginning
+    at.channel = group * CHANNELS + 2 * (at.warp % WARPS * PER_WARP + at.pair);
+    at.width = max(0, min(2, D - at.channel));
+    return at;
+}
+
+// Own steps of the tensors of one shape, by the byte: one 32-bit number serves all of them.
+struct Cursor {
+    unsigned byte, group;  // group: from an own step to the next, LANES steps on
+};
+
+DEVICE Cursor cursor_of(const Place& at, int t, int stride) {
+    const int size = sizeof(Scalar);
+    return {(unsigned)(t * stride + at.channel) * size, (unsigned)(at.sign * LANES * stride * size)};
+}
+
+// Steps that are not there lie beyond `end` in u, as do those before the first, modulo 2^32.
+struct Bounds {
+    unsigned end;
+    bool second;  // channel of the pair
+};
+
+DEVICE Scalar* at_byte(const Scalar* tensor, unsigned byte) { return (Scalar*)((char*)tensor + byte); }
+
+// own steps of the tile that begins GROUPS * `ahead` groups on
+DEVICE void load_steps(Pair (&to)[GROUPS], const Scalar* from, const Cursor& cursor, const Cursor& steps,
+                       const Bounds& bounds, int ahead, Pair otherwise) {
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        const int on = g + GROUPS * ahead;
+        const bool here = steps.byte + on * steps.group < bounds.end;
+        to[g] = load_pair(at_byte(from, cursor.byte + on * cursor.group), here, bounds.second, otherwise);
+    }
+}
 
 // The thread's share of B and C: quads of states, its i-th in step `step(i)` and column `column(i)` of the tile.
 struct Rows {
@@ -102,8 +151,6 @@ DEVICE float2 load_channels(const float* from, const Place& at, int D) {
     return make_float2(at.width > 0 ? from[0] : 0.0f, at.width > 1 ? from[1] : 0.0f);
 }
 
-DEVICE int half_of(int tile) { return (tile & 1) * (int)sizeof(Tile); }
-
 // Tiles from memory to registers to shared memory, of the span of one direction.
 struct Feed {
     Place at;
@@ -115,9 +162,6 @@ struct Feed {
     float2 bias;
     const Scalar *u, *delta;
     int L;
-#if RANK
-    Product product;
-#endif
 };
 
 // begins at time t
@@ -133,23 +177,15 @@ DEVICE Feed feed_of(const Scalar* u, const Scalar* delta, const Scalar* B, const
     return feed;
 }
 
-// while `tile` is worked on
-DEVICE void load_next(Feed& feed, int ahead, int tile) {
+DEVICE void load_next(Feed& feed, int ahead) {
+    const Pair none = pack(NOT_THERE, NOT_THERE);
     load_steps(feed.next.u, feed.u, feed.steps, feed.steps, feed.bounds, ahead, Pair());
-#if RANK
-    copy_rows(feed.product, half_of(tile), feed.rows.t + feed.at.sign * STEPS, feed.at.sign, feed.L);
-#else
-    load_steps(feed.next.delta, feed.delta, feed.steps, feed.steps, feed.bounds, ahead, not_there());
-#endif
+    load_steps(feed.next.delta, feed.delta, feed.steps, feed.steps, feed.bounds, ahead, none);
     load_rows(feed.next.rows, feed.rows, feed.at.sign, feed.L);
 }
 
-// What is on its way goes to the half that is written to, that of `tile`. A step that is not there has a product of
-// zero and so a dt; but its u is zero, and it comes before all others or after them, where states are zero or not read.
-DEVICE void hand_over(Feed& feed, int tile) {
-#if RANK
-    multiply(feed.next.delta, feed.product, half_of(tile), feed.at.lane);
-#endif
+// what is on its way goes to the half that is written to
+DEVICE void hand_over(Feed& feed) {
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
         float2 u = unpack(feed.next.u[g]), delta = unpack(feed.next.delta[g]);
@@ -165,24 +201,14 @@ DEVICE void hand_over(Feed& feed, int tile) {
 DEVICE void pass_on(Feed& feed, int tile) {
     feed.steps.byte += GROUPS * feed.steps.group;
     flip(feed.exchange, tile & 1);
-    hand_over(feed, tile + 1);
+    hand_over(feed);
     flip_writes(feed.exchange, !(tile & 1));
-#if RANK
-    wait_for_copies();
-#endif
 }
 
 // the first tile, before which nobody reads
 DEVICE void start(Feed& feed) {
-#if RANK
-    copy_rows(feed.product, half_of(0), feed.rows.t, feed.at.sign, feed.L);
-#endif
-    load_next(feed, 0, 1);
-#if RANK
-    wait_for_copies();
-    wait_for_side(feed.at.side, SIDE);
-#endif
-    hand_over(feed, 0);
+    load_next(feed, 0);
+    hand_over(feed);
     flip_writes(feed.exchange, false);
 }
 

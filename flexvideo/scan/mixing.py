@@ -29,7 +29,6 @@ from flexvideo.scan.ops import (
     conv_flops,
     gradient_wanted,
     kernels_of,
-    projected_scan,
     save,
     scan_flops,
 )
@@ -156,7 +155,9 @@ def _mixer(
         u = kernels.conv(x, w.conv, w.conv_bias)
         rows = torch.bmm(u.flatten(1, 2), w.x_proj.mT)
         low, B, C = _split(rows, w, tokens)
-        y, saved = projected_scan(kernels, u, low, w.dt_proj, w.A, B, C, w.D, z, w.dt_bias, keep=keep)
+        # Multiplied within the scan, by tensor cores, step sizes take as long as they do written and read.
+        delta = torch.bmm(low, w.dt_proj.mT).view(u.shape)
+        y, saved = kernels.scan(u, delta, w.A, B, C, w.D, z, w.dt_bias, keep=keep)
         return F.linear(y, w.out_proj), [rows, *saved] if keep else []
 
 
@@ -178,7 +179,7 @@ def _mixer_backward(
         x, z = F.linear(hidden, w.in_proj).chunk(2, dim=-1)
         u = kernels.conv(x, w.conv, w.conv_bias)
         low, B, C = _split(rows, w, tokens)
-        delta = torch.bmm(low, w.dt_proj.mT).view(u.shape)  # that of the scan, to rounding
+        delta = torch.bmm(low, w.dt_proj.mT).view(u.shape)
         d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias, y = kernels.scan_backward(
             grad @ w.out_proj, u, delta, w.A, B, C, w.D, z, w.dt_bias, states, remake=True
         )

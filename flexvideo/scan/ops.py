@@ -38,8 +38,6 @@ class Kernels:
         add_norm: `flexvideo.scan.norm.forward`, which runs when None.
         add_norm_backward: `flexvideo.scan.norm.backward`, which runs when None.
         gather: `flexvideo.scan.stacking.stacked`, which runs when None.
-        scan_multiplies: (u, low (k, b, l, r), A) -> whether `scan`, given `low` for step sizes and
-            `dt_proj=` (k, d, r), multiplies them itself; never when None.
     """
 
     scan: Callable[..., tuple[Tensor, list[Tensor]]]
@@ -50,7 +48,6 @@ class Kernels:
     add_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
     add_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
     gather: Callable[[Sequence[Tensor], tuple[Stack, ...]], list[Tensor]] | None = None
-    scan_multiplies: Callable[[Tensor, Tensor, Tensor], bool] | None = None
 
 
 def operators(backend: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
@@ -83,19 +80,6 @@ def gradient_wanted(*inputs: Tensor | None) -> bool:
 def kernels_of(backend: str) -> Kernels:
     """What a backend computes."""
     return load(backend).KERNELS
-
-
-def projected_scan(
-    kernels: Kernels, u: Tensor, low: Tensor, dt_proj: Tensor, *rest: Tensor, keep: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """`Kernels.scan` of the step sizes low (k, b l, r) times dt_proj (k, d, r), and its other arguments.
-
-    Where the scan multiplies, they are never in memory: of VideoMamba-M at 16 clips of 3137 tokens 231 MB.
-    """
-    rows = low.view(*u.shape[:3], low.shape[-1])
-    if kernels.scan_multiplies is not None and kernels.scan_multiplies(u, rows, rest[0]):
-        return kernels.scan(u, rows, *rest, dt_proj=dt_proj, keep=keep)
-    return kernels.scan(u, torch.bmm(low, dt_proj.mT).view(u.shape), *rest, keep=keep)
 
 
 def _like(grads: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
