@@ -72,6 +72,8 @@ class Table:
 
     def class_indices(self, tokens: int) -> tuple[int, ...]:
         """Rows at which the class tokens stand among so many others; a middle one precedes token n // 2."""
+        if not self.class_rows:
+            return ()
         first, middle, last = (self.class_rows.count(row) for row in ("first", "middle", "last"))
         before_middle, before_last = first + tokens // 2, first + tokens + middle
         return (

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, no_type_check
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch._subclasses import FakeTensor
@@ -71,16 +72,14 @@ def _multiply(x: Tensor, first_axis: int, matrices: Sequence[Tensor | None]) -> 
         matrix = matrices[axis - first_axis]
         if matrix is None:
             continue
-        new, old = matrix.shape
+        if axis == x.ndim - 1:
+            x = F.linear(x, matrix)
+            continue
         before, after = x.shape[:axis], x.shape[axis + 1 :]
-        behind = math.prod(after)
-        if behind == 1:
-            x = x.reshape(-1, old) @ matrix.T
-        else:
-            # Not matmul, which may fold into a transposed result: DDP wants contiguous gradients.
-            batch = math.prod(before)
-            x = torch.bmm(matrix.expand(batch, new, old), x.reshape(batch, old, behind))
-        x = x.view(*before, new, *after)
+        # Not matmul, which may fold into a transposed result: DDP wants contiguous gradients.
+        batch, (new, old) = math.prod(before), matrix.shape
+        y = torch.bmm(matrix.expand(batch, new, old), x.reshape(batch, old, math.prod(after)))
+        x = y.view(*before, new, *after)
     return x
 
 
