@@ -41,7 +41,7 @@ def main(data: str, steps: int = 300, tokens: int = 8192) -> list[float]:
     for step, (batch,) in enumerate(loader.epoch(0)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps=steps, warmup=steps // 10, peak=1e-3)
-        with keyed(model, batch.indices, seed=0, epoch=0):  # drop path by sample
+        with keyed(model, batch.places, seed=0, epoch=0):  # drop path by sample
             scores = model(batch.clips, patch=batch.spec.patch)
         loss = torch.nn.functional.cross_entropy(scores, batch.labels)
         accelerator.backward(loss)

@@ -278,7 +278,13 @@ def batch(frames: int, size: int, patch: int) -> Batch:
     spec, weights = fv.ClipSpec(frames, size, size, (patch, patch)), torch.tensor([1.0, 0.0, 1.0])
     targets = torch.rand(3, 5).softmax(1)
     return Batch(
-        torch.rand(3, 3, frames, size, size), torch.tensor([0, 4, 2]), (0, 1, 2), spec, weights, targets
+        torch.rand(3, 3, frames, size, size),
+        torch.tensor([0, 4, 2]),
+        (0, 1, 2),
+        (0, 1, 2),
+        spec,
+        weights,
+        targets,
     )
 
 

@@ -81,7 +81,7 @@ def loader(source: ClipSource | None = None, **options) -> FlexLoader:
 def same(a: Batch, b: Batch) -> bool:
     both = None not in (a.targets, b.targets)
     return (
-        (a.indices, a.spec) == (b.indices, b.spec)
+        (a.indices, a.places, a.spec) == (b.indices, b.places, b.spec)
         and torch.equal(a.clips, b.clips)
         and torch.equal(a.labels, b.labels)
         and torch.equal(a.weights, b.weights)
@@ -193,6 +193,17 @@ def test_the_random_state_of_the_process_is_neither_read_nor_changed(workers: in
     torch.manual_seed(4)
     random.seed(4)
     assert all_same(first, next(loader(workers=workers).epoch(0)))
+
+
+def test_clips_that_come_again_have_a_place_of_their_own() -> None:
+    """Repeats, rare classes and further passes over the clips: places of an epoch are never the same."""
+    for options in ({"augment": Augment(repeats=2)}, {"balanced": True}, {"steps": 9, "specs": 2}):
+        options = {"tokens": 4 * BUDGET, "augment": None, "world": 2, "accumulate": 2, **options}
+        ranks = [loader(rank=rank, **options).epoch(0) for rank in range(2)]
+        steps = list(zip(*ranks, strict=True))
+        places = [place for parts in steps for part in parts for batch in part for place in batch.places]
+        assert sorted(places) == list(range(len(places)))
+    assert len(places) > 3 * len(Toys())
 
 
 def test_repeated_clips_are_altered_otherwise_each_time() -> None:

@@ -119,7 +119,14 @@ def test_a_diverging_run_stops_and_saves_nothing_of_it(tmp_path: Path):
 def batch(clips: int) -> Batch:
     spec = fv.ClipSpec(3, 24, 24, (12, 12))
     labels = torch.arange(clips) % 3
-    return Batch(torch.zeros(clips, 3, 3, 24, 24), labels, tuple(range(clips)), spec, torch.ones(clips))
+    return Batch(
+        torch.zeros(clips, 3, 3, 24, 24),
+        labels,
+        tuple(range(clips)),
+        tuple(range(clips)),
+        spec,
+        torch.ones(clips),
+    )
 
 
 def test_the_loss_leaves_out_what_could_not_be_read():

@@ -228,7 +228,7 @@ def test_too_large_a_batch_of_a_shared_model():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     spec, clips = ClipSpec(2, 8, 8, (8, 8)), torch.zeros(3, 3, 2, 8, 8)
-    batch = Batch(clips, torch.zeros(3, dtype=torch.long), (0, 1, 2), spec, torch.ones(3))
+    batch = Batch(clips, torch.zeros(3, dtype=torch.long), (0, 1, 2), (0, 1, 2), spec, torch.ones(3))
     with pytest.raises(
         MemoryLimitError, match=r"3 clips of 2 frames .* memory of cpu: accumulate more batches"
     ):

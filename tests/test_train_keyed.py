@@ -1,4 +1,7 @@
-"""Drop path that belongs to the sample: exact probabilities, independence, and every way to split a batch."""
+"""Drop path that belongs to a place in the epoch: exact probabilities, independence, every way to split."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import build
 from torch import nn
+from training import CONFIG, toy_train
 
+from flexvideo.data import Batch
 from flexvideo.models.drop import kept, of_layer
 from flexvideo.models.videomamba import DropPath
+from flexvideo.train import loss_sum
 from flexvideo.train.keyed import keyed
 
 
@@ -37,14 +43,14 @@ def test_known_draws():
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=9, unique=True), st.data())
-def test_a_batch_can_be_split_and_shuffled(indices, data):
-    order = data.draw(st.permutations(range(len(indices))))
-    cut = data.draw(st.integers(1, len(indices) - 1))
-    drop, x = DropPath(0.5), torch.ones(len(indices), 1, 1)
-    with keyed(drop, indices, seed=1, epoch=2):
+def test_a_batch_can_be_split_and_shuffled(places, data):
+    order = data.draw(st.permutations(range(len(places))))
+    cut = data.draw(st.integers(1, len(places) - 1))
+    drop, x = DropPath(0.5), torch.ones(len(places), 1, 1)
+    with keyed(drop, places, seed=1, epoch=2):
         whole = drop(x)
     for part in (order[:cut], order[cut:]):
-        with keyed(drop, [indices[i] for i in part], seed=1, epoch=2):
+        with keyed(drop, [places[i] for i in part], seed=1, epoch=2):
             assert torch.equal(drop(x[part]), whole[part])
 
 
@@ -73,14 +79,23 @@ def test_the_gradients_of_a_model_do_not_depend_on_the_split():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_a_second_view_of_a_sample_draws_for_itself():
-    drop, x = DropPath(0.5), torch.ones(64, 1, 1)
-    with keyed(drop, [*range(32), *range(32)], seed=0, epoch=0):
-        first, second = drop(x).chunk(2)
-    assert not torch.equal(first, second)
+def test_a_clip_that_comes_again_in_an_epoch_draws_for_itself(tmp_path: Path):
+    """In the same batch or in another one."""
+    drawn: dict[int, list[int]] = {}
+
+    def noted(model: nn.Module, batch: Batch) -> torch.Tensor:
+        keys = [layer.keys for layer in model.modules() if isinstance(layer, DropPath)][-1].tolist()
+        for index, key in zip(batch.indices, keys, strict=True):
+            drawn.setdefault(index, []).append(key)
+        return loss_sum(model(batch.clips, patch=batch.spec.patch), batch)
+
+    toy_train(tmp_path, config=replace(CONFIG, steps=20, warmup_epochs=0), criterion=noted)
+    assert max(map(len, drawn.values())) > CONFIG.augment.repeats * CONFIG.epochs
+    found = [key for keys in drawn.values() for key in keys]
+    assert len(set(found)) == len(found)
 
 
-def test_other_draws_repeat_with_the_first_sample():
+def test_other_draws_repeat_with_the_first_place():
     dropout, x = nn.Dropout(0.5), torch.ones(64)
     outs = []
     for _ in range(2):

@@ -36,6 +36,7 @@ class Batch:
         clips: normalised.
         labels: numbers of classes.
         indices: numbers of the clips in their source.
+        places: of the clips in the order of the epoch, where one may come again; `keyed` draws by them.
         spec: sizes of the clips and the patch to run them at.
         weights: 1, or 0 for a clip that could not be read.
         targets: share of every class, where clips are mixed or labels smoothed; else None.
@@ -44,6 +45,7 @@ class Batch:
     clips: Float[Tensor, "b 3 t h w"]
     labels: Int[Tensor, " b"]
     indices: tuple[int, ...]
+    places: tuple[int, ...]
     spec: ClipSpec
     weights: Float[Tensor, " b"]
     targets: Float[Tensor, "b classes"] | None = None
@@ -238,7 +240,8 @@ class FlexLoader:
                 labels, len(self.source.classes), mixing, present, smoothing=self.augment.smoothing
             )
             targets = self._sent(targets)
-        return Batch(clips, self._sent(labels), cell.indices, cell.spec, self._sent(weights), targets)
+        places = tuple(range(cell.place, cell.place + len(cell.indices)))
+        return Batch(clips, self._sent(labels), cell.indices, places, cell.spec, self._sent(weights), targets)
 
     def _sent(self, values: Tensor) -> Tensor:
         """On the device, for which a GPU need not have done what it was asked to before."""

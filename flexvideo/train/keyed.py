@@ -12,16 +12,17 @@ from flexvideo.models.videomamba import DropPath
 
 
 @contextmanager
-def keyed(model: nn.Module, indices: Sequence[int], *, seed: int, epoch: int) -> Iterator[None]:
-    """Draw what a forward pass draws by (seed, epoch, sample): however samples are split over batches.
+def keyed(model: nn.Module, places: Sequence[int], *, seed: int, epoch: int) -> Iterator[None]:
+    """Draw what a forward pass draws by (seed, epoch, place): however samples are split over batches.
 
-    Drop path of our models goes by each sample's own key. Anything else that draws (dropout, other models'
-    drop path) takes torch's generators, which are seeded by the first sample of the batch: it repeats when a
-    run is resumed, and is the same on N ranks as in N accumulated batches.
+    Drop path of our models goes by each sample's own key; one that comes again in an epoch has another.
+    Anything else that draws (dropout, other models' drop path) takes torch's generators, which are seeded by
+    the first place of the batch: it repeats when a run is resumed, and is the same on N ranks as in N
+    accumulated batches.
 
     Args:
         model: in training.
-        indices: number of the sample in each row of the batch; a second view of one draws for itself.
+        places: in the order of the epoch, of the sample in each row of the batch: `Batch.places`.
         seed: of the run.
         epoch: of the run.
 
@@ -38,9 +39,8 @@ def keyed(model: nn.Module, indices: Sequence[int], *, seed: int, epoch: int) ->
     layers = [module for module in model.modules() if isinstance(module, DropPath)]
     weight = next(model.parameters(), None)
     device = None if weight is None else weight.device
-    views = [indices[:place].count(index) for place, index in enumerate(indices)]
-    samples = torch.tensor([_key(seed, epoch, *view) for view in zip(indices, views, strict=True)])
-    torch.manual_seed(_key(seed, epoch, indices[0], 0))
+    samples = torch.tensor([_key(seed, epoch, place) for place in places])
+    torch.manual_seed(_key(seed, epoch, places[0]))
     for number, layer in enumerate(layers):
         layer.keys = of_layer(samples, number).to(device, non_blocking=True)
     try:
@@ -50,6 +50,6 @@ def keyed(model: nn.Module, indices: Sequence[int], *, seed: int, epoch: int) ->
             layer.keys = None
 
 
-def _key(seed: int, epoch: int, index: int, view: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{epoch}/{index}/{view}/forward".encode()).digest()
+def _key(seed: int, epoch: int, place: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{epoch}/{place}/forward".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)

@@ -109,7 +109,7 @@ class Stepper:
     def _loss(self, forward: nn.Module, batch: Batch, *, epoch: int) -> Float[Tensor, ""]:
         device = batch.clips.device.type
         with (
-            keyed(self._run.model, batch.indices, seed=self._config.seed, epoch=epoch),
+            keyed(self._run.model, batch.places, seed=self._config.seed, epoch=epoch),
             torch.autocast(device, torch.bfloat16, enabled=self._config.bf16),
         ):
             return self._criterion(forward, batch)
@@ -138,7 +138,7 @@ def loss_sum(scores: Float[Tensor, "b k"], batch: Batch) -> Float[Tensor, ""]:
     Example:
         >>> from flexvideo.geometry import ClipSpec
         >>> clips, spec = torch.zeros(2, 3, 4, 8, 8), ClipSpec(4, 8, 8, (4, 4))
-        >>> batch = Batch(clips, torch.tensor([0, 1]), (5, 7), spec, torch.tensor([1.0, 0.0]))
+        >>> batch = Batch(clips, torch.tensor([0, 1]), (5, 7), (0, 1), spec, torch.tensor([1.0, 0.0]))
         >>> loss_sum(torch.zeros(2, 3), batch)  # log 3 of the first clip; the other could not be read
         tensor(1.0986)
     """
@@ -196,6 +196,7 @@ def _first(batch: Batch, clips: int) -> Batch:
         clips=batch.clips[:clips],
         labels=batch.labels[:clips],
         indices=batch.indices[:clips],
+        places=batch.places[:clips],
         weights=batch.weights[:clips],
         targets=targets,
     )
