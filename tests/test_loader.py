@@ -1,11 +1,16 @@
 """The loader: the same batches for any number of workers, any split into ranks, and from any step on."""
 
+import multiprocessing
 import os
 import pickle
 import random
 import re
 import signal
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -350,6 +355,48 @@ def test_a_worker_that_dies_is_an_error() -> None:
 def test_workers_outlive_the_signals_that_a_terminal_or_a_scheduler_sends_to_the_whole_group() -> None:
     read, plain = (loader(source, workers=2).epoch(0) for source in (Stopped(), Toys()))
     assert all(map(all_same, read, plain))
+
+
+class Slow(Toys):
+    """Films of which all but those of the first step take longer than anybody waits."""
+
+    quick: frozenset[int] = frozenset()
+
+    def take(self, index: int, choose: Choose, size: Size) -> Tensor:
+        if index not in self.quick:
+            time.sleep(1000)
+        return super().take(index, choose, size)
+
+
+def slow_epoch() -> Iterator[list[Batch]]:
+    source = Slow()
+    batches = loader(source, augment=None, workers=2)
+    source.quick = frozenset(chain(*batches.plans(0, 0)[0].cells))
+    return batches.epoch(0)
+
+
+def test_busy_workers_end_with_the_training() -> None:
+    before, epoch = multiprocessing.active_children(), slow_epoch()
+    next(epoch)
+    workers = [child for child in multiprocessing.active_children() if child not in before]
+    assert [worker.is_alive() for worker in workers] == [True, True]
+    begun = time.monotonic()
+    del epoch
+    assert time.monotonic() - begun < 4
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_busy_workers_end_with_a_program_that_keeps_its_error() -> None:
+    program = "from test_loader import slow_epoch\nfor batches in slow_epoch():\n    raise ValueError('stop')"
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (found.returncode, found.stderr.splitlines()[-1]) == (1, "ValueError: stop")
 
 
 @pytest.mark.parametrize(

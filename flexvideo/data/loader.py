@@ -1,6 +1,5 @@
 """Batches for flexible training: each step at its own frame count, frame size and patch."""
 
-import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from flexvideo.data.reader import Cell, Read, Reader, altered, draw_for, too_man
 from flexvideo.data.room import lacks_memory, room
 from flexvideo.data.sampler import StepPlan, StepSampler
 from flexvideo.data.source import ClipSource
+from flexvideo.data.workers import ended_workers
 from flexvideo.errors import ConfigError, MemoryLimitError, VideoError
 from flexvideo.geometry import Base, ClipSpec
 from flexvideo.policy import Policy
@@ -183,24 +183,25 @@ class FlexLoader:
             MemoryLimitError: the clips of a micro-batch do not fit into memory.
             RuntimeError: a worker process died.
         """
-        reads = iter(
-            DataLoader(
-                Reader(self.source, self.augment, self.seed, alters=self._device.type == "cpu"),
-                batch_size=None,
-                sampler=self._cells(epoch, start),
-                num_workers=self._workers,
-                collate_fn=_as_it_is,
-                worker_init_fn=_leave_signals,
-                pin_memory=self._pin_memory,
-                generator=torch.Generator(),  # PyTorch draws from it, and else from the state of the process
-            )
-        )
         # An epoch that is gone on with has had its clips before.
         steps, readable = range(start, self.steps_in(epoch)), start > 0
-        for step in steps:
-            found = [next(reads) for _ in range(len(self._draws(epoch, step)) * self._accumulate)]
-            readable = readable or any(len(read.errors) < len(read.cell.indices) for read in found)
-            yield [self._batch(read) for read in found]
+        with ended_workers() as begin:
+            reads = iter(
+                DataLoader(
+                    Reader(self.source, self.augment, self.seed, alters=self._device.type == "cpu"),
+                    batch_size=None,
+                    sampler=self._cells(epoch, start),
+                    num_workers=self._workers,
+                    collate_fn=_as_it_is,
+                    worker_init_fn=begin,
+                    pin_memory=self._pin_memory,
+                    generator=torch.Generator(),  # PyTorch draws from it, else from that of the process
+                )
+            )
+            for step in steps:
+                found = [next(reads) for _ in range(len(self._draws(epoch, step)) * self._accumulate)]
+                readable = readable or any(len(read.errors) < len(read.cell.indices) for read in found)
+                yield [self._batch(read) for read in found]
         if steps and not readable:
             raise VideoError(
                 f"Not one clip of {self.source.name} could be read in epoch {epoch}; one of them: "
@@ -270,12 +271,6 @@ class FlexLoader:
 
 def _as_it_is(read: Any) -> Any:
     return read  # a read cell is a batch already
-
-
-def _leave_signals(worker: int) -> None:
-    """Leave what a terminal or a scheduler sends to all processes to the training, which ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _settled(augment: Augment, source: ClipSource) -> Augment:
