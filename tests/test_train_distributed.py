@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing import ProcessRaisedException
 from torch.testing import assert_close
-from training import CONFIG, ToySource, toy_train
+from training import CONFIG, PLAIN, ToySource, toy_model, toy_train
 
 import flexvideo as fv
 from flexvideo.cli import main
@@ -76,6 +76,33 @@ def same_in_two_processes(tmp_path: Path, config: TrainConfig, **settings) -> No
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in first.items():
         assert_close(second[name], value, rtol=1e-3, atol=1e-4)
+
+
+class Spare(nn.Module):
+    """A model with a layer that its forward leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.spare = toy_model(), nn.Linear(2, 2)
+
+    def forward(self, x, patch=None):
+        return self.model(x, patch=patch)
+
+
+def test_parameters_that_are_not_used(tmp_path: Path):
+    """One process leaves them as they are; two would wait for their gradients, unless they are frozen."""
+    settings = {"config": replace(PLAIN, drop_path=None, epochs=1, warmup_epochs=0), "evaluate": None}
+    toy_train(tmp_path / "one", model=Spare(), **settings)
+    with pytest.raises(
+        ProcessRaisedException,
+        match=r"2 parameters of Spare have no gradient \(spare.weight, spare.bias\), and several processes",
+    ):
+        two_processes(tmp_path, (tmp_path / "two", settings | {"model": Spare()}))
+    frozen = Spare()
+    frozen.spare.requires_grad_(False)
+    (tmp_path / "store").unlink(missing_ok=True)
+    two_processes(tmp_path, (tmp_path / "frozen", settings | {"model": frozen}))
+    assert (tmp_path / "frozen" / "model.safetensors").exists()
 
 
 SHARDED = replace(CONFIG, shard=True, accumulate=2)

@@ -19,6 +19,8 @@ from flexvideo.train.config import TrainConfig
 from flexvideo.train.distributed import rank_and_world
 from flexvideo.train.keyed import keyed
 
+_SHOWN = 5  # parameters in a message
+
 Criterion = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -60,7 +62,8 @@ class Stepper:
 
         Raises:
             MemoryLimitError: a batch does not fit into memory.
-            ConfigError: the model does not give a score for each class.
+            ConfigError: the model does not give a score for each class, or does not use all of its parameters
+                where several processes wait for their gradients.
         """
         optimizer = self._run.optimizer
         for group in optimizer.param_groups:
@@ -76,6 +79,8 @@ class Stepper:
                         batches=len(batches) * self._world,
                     )
                 )
+        if isinstance(self._forward, DistributedDataParallel):
+            self._require_gradients()
         norm = self._clip(self._config.clip_norm or float("inf"))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -90,6 +95,18 @@ class Stepper:
         if isinstance(self._forward, DistributedDataParallel) and not last:
             return self._forward.no_sync()
         return nullcontext()
+
+    def _require_gradients(self) -> None:
+        """Those that are averaged with the last one missing are not averaged, and the next forward fails."""
+        parameters = self._run.model.named_parameters()
+        unused = [name for name, value in parameters if value.requires_grad and value.grad is None]
+        if unused:
+            shown = ", ".join(unused[:_SHOWN]) + (", ..." if len(unused) > _SHOWN else "")
+            raise ConfigError(
+                f"{len(unused)} parameters of {type(self._run.model).__name__} have no gradient ({shown}), "
+                "and several processes wait for one of each: freeze what the forward does not use "
+                "(`requires_grad_(False)`), or train in one process."
+            )
 
     def _clip(self, limit: float) -> Float[Tensor, ""]:
         if self._run.sharding is not None:
