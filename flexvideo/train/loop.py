@@ -144,11 +144,13 @@ class _Loop:
         self._begun = self._logged = time.perf_counter()
         self._before = training.progress.seconds
         self._waited = 0.0
-        self._loss, self._metrics = _last_logged(training.out)
+        self._loss, self._metrics, self._measured = _last_logged(training.out)
 
     def run(self) -> TrainResult:
         training, config = self._training, self._training.config
         training.model.train()
+        if training.progress.done and not training.progress.step:
+            self._end_epoch()  # which an error or a kill may have come before
         for epoch in range(training.progress.epoch, config.epochs):
             steps, start = training.loader.steps_in(epoch), training.progress.step
             batches = self._waiting(training.loader.epoch(epoch, start=start))
@@ -161,7 +163,8 @@ class _Loop:
                 self._after_step(part, epoch, ended=ended, stopping=stopping)
                 if stopping and training.progress.done < training.steps:
                     return self._result(finished=False)
-        self._finish()
+        training.model.eval()
+        any_of(False)  # the folder is whole when any process returns
         return self._result(finished=True)
 
     def _step(self, batches: Sequence[Batch], epoch: int, step: int) -> None:
@@ -179,7 +182,7 @@ class _Loop:
         )
 
     def _after_step(self, batches: Sequence[Batch], epoch: int, *, ended: bool, stopping: bool) -> None:
-        """Log, evaluate and save, in this order: what a checkpoint has behind it is in the log."""
+        """Log, save and evaluate, in this order: an error of the last loses nothing of what was learnt."""
         training, config, done = self._training, self._training.config, self._training.progress.done
         specs = ", ".join(dict.fromkeys(_named(batch.spec) for batch in batches))
         saving = ended or stopping or done % config.checkpoint_every == 0
@@ -191,8 +194,6 @@ class _Loop:
                 self._write_steps(steps, specs, epoch)
             else:
                 unlogged = steps.tolist()
-        if ended and ((epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs):
-            self._measure(epoch)
         if saving:
             save_checkpoint(
                 training.out,
@@ -201,8 +202,19 @@ class _Loop:
                 identity=training.identity,
                 keep=config.keep,
             )
-        if (ended or stopping) and done < training.steps:
+        if ended:
+            self._end_epoch()
+        elif stopping:
             self._save_model()
+
+    def _end_epoch(self) -> None:
+        """Leave the model in the folder, and measure it where the log does not tell that it was."""
+        training, epochs = self._training, self._training.progress.epoch
+        self._save_model()
+        due = epochs % training.config.evaluate_every == 0 or epochs == training.config.epochs
+        # The others may have read the log before the first one dropped from it what is done anew.
+        if any_of(training.rank == 0 and due and self._measured < training.progress.done):
+            self._measure(epochs - 1)
 
     def _finite_steps(self, specs: str) -> Float[Tensor, "n 2"]:
         """Loss and norm of the steps since the last line; here alone does the CPU wait for a GPU."""
@@ -253,13 +265,8 @@ class _Loop:
         ):
             self._metrics = dict(self._evaluate(training.model))
         training.model.train()
-        self._logged = time.perf_counter()
+        self._logged, self._measured = time.perf_counter(), training.progress.done
         self._write({"step": training.progress.done, "epoch": epoch, **self._metrics})
-
-    def _finish(self) -> None:
-        self._training.model.eval()
-        self._save_model()
-        any_of(False)  # the folder is whole when any process returns
 
     def _save_model(self) -> None:
         training, ema, sharding = self._training, self._training.state.ema, self._training.state.sharding
@@ -309,14 +316,15 @@ def _reproducible(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _last_logged(folder: Path) -> tuple[float, dict[str, float]]:
-    """The last loss and the last measurements of a run that goes on, or was finished before."""
-    loss, metrics = float("nan"), {}
+def _last_logged(folder: Path) -> tuple[float, dict[str, float], int]:
+    """The last loss and measurements of a run that goes on, or was finished before, and the step of these."""
+    loss, metrics, measured = float("nan"), {}, 0
     for record in read_log(folder):
         loss = record.get("loss", loss)
         if "loss" not in record:
             metrics = {name: value for name, value in record.items() if name not in ("step", "epoch")}
-    return loss, metrics
+            measured = record["step"]
+    return loss, metrics, measured
 
 
 def _named(spec: ClipSpec) -> str:
