@@ -14,12 +14,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from training import CONFIG, POLICY, ToySource, toy_model, toy_train, weights
 
 import flexvideo as fv
 from flexvideo.data.augment import AUGMENTS
+from flexvideo.data.held import HeldSource
 from flexvideo.data.sampler import StepSampler
-from flexvideo.errors import CheckpointError, TrainingError
+from flexvideo.errors import CheckpointError, MemoryLimitError, TrainingError
 from flexvideo.geometry import Base
 from flexvideo.train import TrainConfig, read_log
 from flexvideo.train.checkpoint import checkpoints
@@ -27,6 +29,20 @@ from flexvideo.train.checkpoint import checkpoints
 
 class Killed(BaseException):
     """What no handler of the library catches."""
+
+
+class Renamed(ToySource):
+    """Of the same classes and labels, and of other files."""
+
+    def listed(self):
+        videos = super().listed()
+        return replace(videos, records=tuple(replace(each, id=f"b {each.id}") for each in videos))
+
+
+def in_other_colours() -> nn.Module:
+    model = toy_model()
+    model.mean = (0.5, 0.5, 0.5)
+    return model
 
 
 MEASURED = {"top1/2x16": 0.5}
@@ -201,6 +217,37 @@ def test_the_model_of_the_last_epoch_is_there_after_a_kill(tmp_path: Path):
     assert fv.flex_config(model)["policy"] == POLICY.to_config()
 
 
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_error_while_measuring_loses_nothing(call: int, tmp_path: Path):
+    """The epoch is saved before, its model too, and is measured when the run goes on; and never twice."""
+    calls: list[int] = []
+
+    def failing(model: nn.Module) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == call:
+            raise MemoryLimitError("too large")
+        return measured(model)
+
+    def measured(model: nn.Module) -> dict[str, float]:
+        return {"weight": float(model.get_parameter("head.weight").detach().sum())}
+
+    toy_train(tmp_path / "whole", evaluate=measured)
+    with pytest.raises(MemoryLimitError, match="too large"):
+        toy_train(tmp_path / "b", evaluate=failing)
+    saved = load_file(checkpoints(tmp_path / "b")[-1])
+    assert torch.equal(fv.load(tmp_path / "b").head.weight, saved["ema.head.weight"])
+    for _ in range(2):
+        result = toy_train(tmp_path / "b", evaluate=failing, resume=True)
+    assert_same(tmp_path / "b", tmp_path / "whole")
+    found, expected = (
+        [tuple(record.values()) for record in read_log(out) if "weight" in record]
+        for out in (tmp_path / "b", tmp_path / "whole")
+    )
+    assert found == expected
+    assert result.metrics == {"weight": expected[-1][-1]}
+    assert len(calls) == 3
+
+
 def test_a_folder_with_a_run_is_not_overwritten(whole: Path):
     with pytest.raises(
         TrainingError, match=r"holds a run already: resume it \(--resume\), or choose another"
@@ -219,6 +266,9 @@ def test_the_last_checkpoints_are_kept(whole: Path):
         ({"config": replace(CONFIG, accumulate=2)}, "processes times accumulation was 1 and is 2"),
         ({"config": TrainConfig(epochs=9, tokens=96)}, r"config.epochs was 2 and is 9; .* and \d+ more"),
         ({"model": toy_model(depth=3)}, "model.depth was 2 and is 3"),
+        ({"model": toy_model(), "source": HeldSource(ToySource(), frames=4, size=16)}, r"data.held was None"),
+        ({"source": Renamed()}, r"data.clips was '\w+' and is '\w+'"),
+        ({"model": in_other_colours()}, r"colours.mean was \[0.485, .* and is \[0.5, 0.5, 0.5\]"),
         ({"source": ToySource("other")}, "data.name was 'toys' and is 'other'"),
         ({"source": ToySource(clips=21)}, "data.labels was"),
         ({"policy": replace(POLICY, frames=(2,))}, r"training policy.frames was \[2, 3\] and is \[2\]"),
@@ -235,6 +285,13 @@ def test_a_checkpoint_of_another_policy_or_rule_is_refused(whole: Path):
         toy_train(whole, resume=True, model=model, policy=POLICY)
 
 
+def test_a_rate_of_drop_path_that_the_model_brought_is_looked_at(tmp_path: Path):
+    config = replace(CONFIG, drop_path=None, epochs=1)
+    toy_train(tmp_path, model=toy_model(drop_path_rate=0.1), config=config)
+    with pytest.raises(CheckpointError, match=r"another run: drop path was 0\.1 and is 0\.3\. Go on"):
+        toy_train(tmp_path, model=toy_model(drop_path_rate=0.3), config=config, resume=True)
+
+
 def test_a_checkpoint_of_an_older_version_lacks_the_newest_fields(whole: Path, tmp_path: Path):
     """Fields that a recipe got later count as being at their defaults."""
     path, (*_, last) = tmp_path / "checkpoints" / "step-00000005.safetensors", checkpoints(whole)
@@ -242,10 +299,13 @@ def test_a_checkpoint_of_an_older_version_lacks_the_newest_fields(whole: Path, t
         header = json.loads(file.metadata()["flexvideo-training"])
     recipe = header["identity"]["config"]
     del recipe["layer_decay"], recipe["augment"]["erase"]
+    identity = header["identity"]
+    del identity["colours"], identity["drop path"], identity["data"]["clips"], identity["data"]["held"]
     path.parent.mkdir()
     save_file(load_file(last), path, {"flexvideo-training": json.dumps(header)})
     erases = replace(CONFIG, augment=replace(CONFIG.augment, erase=0.0))
     assert toy_train(tmp_path, resume=True, config=erases).finished
+    assert toy_train(tmp_path, resume=True, config=erases, source=Renamed()).finished
     with pytest.raises(CheckpointError, match=r"config.augment.erase was 0.0 and is 0.25"):
         toy_train(tmp_path, resume=True)
 

@@ -106,7 +106,7 @@ class Training:
             )
         if found:
             self.progress = load_checkpoint(
-                found[-1], self.state, identity=self.identity, defaults=defaults()
+                found[-1], self.state, identity=self.identity, defaults=defaults(self.identity)
             )
         done = self.progress.done  # nobody writes before everybody has looked
         if any_of(summed(torch.tensor([float(done)])).item() != self.world * done):
