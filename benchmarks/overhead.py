@@ -140,7 +140,7 @@ def main() -> None:
                 size=options.size,
                 repeats=options.repeats,
             )
-    write_results("overhead", rows)
+            write_results("overhead", rows)  # all so far: what stops it takes only what is to come
 
 
 if __name__ == "__main__":

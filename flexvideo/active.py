@@ -90,7 +90,7 @@ class Flex:
 
     def ran(self, first: int, geometry: Geometry | None) -> None:
         """Remember the nodes of the autograd graph that a call made, from a sequence number on."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
         task = torch._C._current_graph_task_id()
         run = Run(self.active.thread, task, first, sequence_number(), self.active.patch, geometry)
@@ -209,8 +209,9 @@ class Flex:
 
 
 def sequence_number() -> int:
-    """Number of the next node of the autograd graph that this thread makes; 0 in a graph being compiled."""
-    return 0 if torch.compiler.is_compiling() else _get_sequence_nr()
+    """Number of the next node of the autograd graph that this thread makes; 0 where `Flex.ran` keeps none."""
+    recording = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return _get_sequence_nr() if recording else 0
 
 
 def in_backward() -> bool:

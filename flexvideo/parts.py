@@ -67,7 +67,9 @@ class Table:
 
     def lengths(self, at: Base | Geometry) -> tuple[int, ...]:
         """Lengths of the dimensions of the table from `dim` on that hold its tokens."""
-        size = self.size(at)
+        return self._held(self.size(at))
+
+    def _held(self, size: tuple[int, ...]) -> tuple[int, ...]:
         return size if self.spread else (self.rows(math.prod(size)),)
 
     def class_indices(self, tokens: int) -> tuple[int, ...]:
@@ -99,14 +101,14 @@ class Table:
         Raises:
             UnsupportedModelError: it has another size than when the model was made flexible.
         """
-        lengths = self.lengths(base)
+        old, new = self.size(base), self.size(geometry)
+        lengths = self._held(old)
         if value.shape[self.dim : self.dim + len(lengths)] != lengths:
             raise UnsupportedModelError(
                 f"`{self.name}` is of shape {tuple(value.shape)}, and was of {' x '.join(map(str, lengths))} "
                 f"in dimension {self.dim} when the model was made flexible: restore(model), replace it, and "
                 "make that model flexible."
             )
-        old, new = self.size(base), self.size(geometry)
         if old == new:
             return value
         axes = len(old)

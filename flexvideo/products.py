@@ -50,12 +50,19 @@ def _(kind: str, old: int, new: int, dtype: torch.dtype, device: torch.device) -
     return torch.empty(new, old, dtype=dtype, device=device)
 
 
-def _matrix(kind: str, old: int, new: int, x: Tensor) -> Float[Tensor, "new old"]:
-    if not (torch.compiler.is_compiling() or isinstance(x, FakeTensor)):
-        matrix = _CACHE.get((kind, old, new, x.dtype, x.device))
-        if matrix is not None:
-            return matrix
-    return _resize_matrix(kind, old, new, x.dtype, x.device)
+def _matrices(
+    x: Tensor, first_axis: int, size: Sequence[int], kinds: Sequence[str]
+) -> list[Float[Tensor, "new old"] | None]:
+    """Matrix of each axis to resize; None where its length stays."""
+    plain = not (torch.compiler.is_compiling() or isinstance(x, FakeTensor))
+    found: list[Tensor | None] = []
+    for kind, old, new in zip(kinds, x.shape[first_axis:], size, strict=False):  # there may be axes behind
+        matrix = None
+        if old != new:
+            matrix = _CACHE.get((kind, old, new, x.dtype, x.device)) if plain else None
+            matrix = _resize_matrix(kind, old, new, x.dtype, x.device) if matrix is None else matrix
+        found.append(matrix)
+    return found
 
 
 def _working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -130,10 +137,7 @@ def multiply_axes(
         torch.Size([2, 8, 3])
     """
     y = x.to(_working_dtype(x.dtype))
-    matrices = [
-        None if old == new else _matrix(kind, old, new, y)
-        for old, new, kind in zip(x.shape[first_axis : first_axis + len(size)], size, kinds, strict=True)
-    ]
+    matrices = _matrices(y, first_axis, size, kinds)
     if not _under_autocast(x.device):
         y = _multiply(y, first_axis, matrices)
     elif torch.is_grad_enabled():
@@ -168,7 +172,7 @@ def prewarm(
     Example:
         >>> prewarm([("auto", 16, 24), ("linear-aa", 8, 16)], dtype=torch.float32, device="cpu")
     """
-    like = torch.empty(0, dtype=_working_dtype(dtype), device=device)
+    device = torch.empty(0, device=device).device  # with its number
     for kind, old, new in matrices:
-        if old != new:
-            _matrix(kind, old, new, like)
+        if old != new and (kind, old, new, _working_dtype(dtype), device) not in _CACHE:
+            _resize_matrix(kind, old, new, _working_dtype(dtype), device)
