@@ -1,8 +1,10 @@
 """Where an evidence run works, and the start that all of its arms share."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from torch import Tensor
 import flexvideo as fv
 from flexvideo.data.motion import MotionSet, RenderedSet
 from flexvideo.data.posed import posed_clips
+from flexvideo.errors import ConfigError
 from flexvideo.train.pretrain import pretrain
+from flexvideo.weights import write_atomically
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,28 @@ class Place:
 
     def over(self) -> bool:
         return self.left() <= 0
+
+
+def claim(place: Place) -> None:
+    """Say in both folders what they are of; one that says nothing yet takes what comes first.
+
+    Raises:
+        ConfigError: a folder of another set or scale.
+    """
+    mocap = "procedural" if place.mocap is None else hashlib.sha256(place.mocap.read_bytes()).hexdigest()
+    own = json.loads(json.dumps({"set": mocap, "scale": asdict(place.scale)}))
+    files = [folder / "made-of.json" for folder in (place.out, place.work)]
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else own
+        parts = " and ".join(part for part in own if found[part] != own[part])
+        if parts:
+            raise ConfigError(
+                f"{file.parent} is of another {parts} than asked for ({file.name}), and what it holds cannot "
+                "be used: name another folder, or call with what it was made of."
+            )
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, (json.dumps(own, indent=1) + "\n").encode())
 
 
 def build(place: Place, *, seed: int) -> fv.VideoMamba:

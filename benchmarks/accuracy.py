@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from _evidence_arms import Arm, arms, finished, run_arm
-from _evidence_place import Place, make_start
+from _evidence_place import Place, claim, make_start
 from _evidence_scale import FULL, TOY, Kind
 from _evidence_tables import draw_figures, print_tables
 from torch import Tensor
@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--only: no training {name!r}; there are {', '.join(map(repr, known))}")
     if place.device == "cpu" and not options.toy:
         parser.error("no GPU is visible, without which this takes weeks: try it with --toy")
-    place.out.mkdir(parents=True, exist_ok=True)
+    if place.mocap is not None and not place.mocap.is_file():
+        parser.error(f"--mocap: there is no file {place.mocap}")
+    claim(place)
     if not make_start(place):
         place.say("the time is over; the start goes on with the next call")
         return 0

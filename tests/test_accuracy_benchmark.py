@@ -174,18 +174,18 @@ def test_the_whole_run_in_parts(tmp_path, capsys):
         calls += 1
         assert calls < 20
     assert calls > 0
-    kept = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    kept = {path: path.read_bytes() for path in tmp_path.glob("short-*.json")}
     assert len(kept) == len(asked) + 2 * sum(len(arm.rows) for arm in asked)
     (tmp_path / "short-0-flexivit-probe.json").unlink()
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("short-*.json")}
     _said(accuracy, words, capsys, minutes=5)
-    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == kept
+    assert {path: path.read_bytes() for path in tmp_path.glob("short-*.json")} == kept
     again = {path.name for path, time in written.items() if path.stat().st_mtime_ns != time}
     assert again == {"short-0-flexivit-retrieval.json"}
     (tmp_path / "short-0-temporal-probe.json").unlink()
     out = _said(accuracy, [*words, "--side-by-side", "2"], capsys, minutes=5)
     assert f"{len(asked)} of {len(asked)} trainings are done and measured" in out
-    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == kept
+    assert {path: path.read_bytes() for path in tmp_path.glob("short-*.json")} == kept
     out = _said(accuracy, [*words, "--only", *(arm.name for arm in trials)], capsys, minutes=5)
     assert f"{len(trials)} of {len(trials)} trainings are done and measured" in out
     assert accuracy.main([*words, "--table", "--figures"]) == 0
@@ -231,6 +231,50 @@ def test_clips_of_another_set_are_not_taken_for_this_one(tmp_path):
     with pytest.raises(ConfigError, match=r"short-train.bin holds the clips of another set or size"):
         drawn(path, few, frames=2, size=16, device="cpu")
     assert path.stat().st_size == found.numel()
+
+
+def test_a_folder_is_of_one_set_and_scale(tmp_path):
+    """What it is of is said by the first call that makes something."""
+    evidence, scale = module("_evidence_place"), module("_evidence_scale").TOY
+    mocap, other = tmp_path / "a.npz", tmp_path / "b.npz"
+    mocap.write_bytes(b"a")
+    other.write_bytes(b"b")
+
+    def claim(mocap, *, out="out", work="work", scale=scale):
+        evidence.claim(
+            evidence.Place(scale, tmp_path / out, tmp_path / work, mocap, "cpu", lambda: 1.0, print)
+        )
+
+    claim(mocap)
+    claim(mocap)
+    (tmp_path / "moved.npz").write_bytes(b"a")
+    claim(tmp_path / "moved.npz")
+    more = replace(scale, epochs=scale.epochs + 1)
+    for out, work, named in (("out", "new", "out"), ("new", "work", "work")):
+        for source in (None, other):
+            with pytest.raises(ConfigError, match=rf"/{named} is of another set than asked for \(made-of"):
+                claim(source, out=out, work=work)
+        with pytest.raises(ConfigError, match=rf"/{named} is of another scale than asked for"):
+            claim(mocap, out=out, work=work, scale=more)
+        with pytest.raises(ConfigError, match="of another set and scale than asked for"):
+            claim(other, out=out, work=work, scale=more)
+
+
+def test_the_other_set_is_refused_before_it_is_made(tmp_path, capsys, monkeypatch):
+    accuracy = module("accuracy")
+    monkeypatch.setattr(accuracy, "make_start", lambda place: False)
+    words = ["--toy", "--out", str(tmp_path / "out")]
+    assert accuracy.main([*words, "--table"]) == 0
+    assert not (tmp_path / "out").exists()
+    assert accuracy.main(words) == 0
+    mocap = tmp_path / "mocap.npz"
+    with pytest.raises(SystemExit):
+        accuracy.main([*words, "--mocap", str(mocap)])
+    assert f"--mocap: there is no file {mocap}" in capsys.readouterr().err
+    mocap.touch()
+    with pytest.raises(ConfigError, match="is of another set than asked for"):
+        accuracy.main([*words, "--mocap", str(mocap)])
+    assert accuracy.main([*words, "--mocap", str(mocap), "--table"]) == 0
 
 
 def test_own_size_often_is_every_second_draw_of_each():
