@@ -20,7 +20,8 @@ def main(
     """Print top-1 accuracy of both, and what a clip costs; keep features and results."""
     gallery, queries = (VideoSource(open_dataset(data, split=split)) for split in ("train", "test"))
     require_learnable(gallery, queries)
-    native, flexible = NativeSize(fv.load(checkpoint)), fv.make_flexible(fv.load(checkpoint))
+    plain = fv.restore(fv.make_flexible(fv.load(checkpoint)))  # also where the checkpoint is flexible
+    native, flexible = NativeSize(plain), fv.make_flexible(fv.load(checkpoint))
     results = []
     for name, model in (("clip resized", native), ("flexible", flexible)):
         found = [

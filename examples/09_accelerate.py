@@ -1,5 +1,6 @@
 """Flexible training in a loop of your own, under Hugging Face Accelerate.
 
+    pip install accelerate
     accelerate launch examples/09_accelerate.py motion:short
 
 Only model and optimizer are prepared. Accelerate would cut batches up anew, and a step of flexible training

@@ -234,7 +234,7 @@ def test_native_size_is_the_clip_resized(folder: Path) -> None:
     torch.testing.assert_close(found.values[Cell(2, 24)][0], other[0])
     assert {cost.tokens for cost in found.costs.values()} == {4 * 16 + 1}
     assert found.model.policy == {"name": "native"}
-    with pytest.raises(UnsupportedModelError, match="is flexible, so its clips need no resizing"):
+    with pytest.raises(UnsupportedModelError, match=r"no resizing: `restore\(model\)` first\.$"):
         NativeSize(flexible())
 
 

@@ -101,8 +101,12 @@ def data_set(files):
     return f"folder:{files / 'set'}"
 
 
-def test_retrieval(files, data_set, capsys):
+@pytest.mark.parametrize("flexible", [False, True])
+def test_retrieval(files, data_set, capsys, flexible):
     checkpoint, out = str(files / "model.safetensors"), str(files / "results")
+    if flexible:
+        checkpoint = str(files / "flexible.safetensors")
+        fv.save(fv.make_flexible(fv.load(files / "model.safetensors")), checkpoint)
     example("05_retrieval").main(checkpoint, data_set, out, frames=[2, 4], sizes=[24, 32])
     printed = capsys.readouterr().out
     assert printed.count("| flexible ") == 2 + 2  # in the table of top-1 and in that of costs

@@ -41,8 +41,7 @@ class NativeSize(nn.Module):
         super().__init__()
         if flex_within(model) is not None:
             raise UnsupportedModelError(
-                f"{type(model).__name__} is flexible, so its clips need no resizing: `restore(model)` first, "
-                "or load it without a policy."
+                f"{type(model).__name__} is flexible, so its clips need no resizing: `restore(model)` first."
             )
         self.model = model
         self.base = plan_for(model).base
