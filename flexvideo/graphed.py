@@ -135,7 +135,7 @@ def graphed(model: Model, *, kinds: int = 8) -> Graphed[Model]:
 
     Raises:
         BackendError: a model that is not on a CUDA device.
-        UnsupportedModelError: a model in training mode, or one with forward hooks.
+        UnsupportedModelError: no model, one in training mode, or one with forward hooks.
         ConfigError: `kinds` below 1.
 
     Example:
@@ -166,11 +166,15 @@ def _check(model: nn.Module, clip: Tensor) -> None:
 
 
 def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"Give a model, a torch.nn.Module; got {brief(model)}.")
     name, place = type(model).__name__, next(model.parameters()).device
     if place.type != "cuda":
+        there = torch.cuda.is_available()
+        remedy = "move it with model.cuda(), or call" if there else "torch finds none here; call"
         raise BackendError(
-            f"CUDA graphs need a model on a CUDA device, and this {name} is on {place}: move it with "
-            "model.cuda(), or call the model itself."
+            f"CUDA graphs need a model on a CUDA device, and this {name} is on {place}: {remedy} the model "
+            "itself."
         )
     if model.training:
         raise UnsupportedModelError(

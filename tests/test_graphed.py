@@ -116,9 +116,18 @@ def test_nested_outputs_and_others(recorded, monkeypatch):
         fv.graphed(Outputs(lambda x: {x}))(torch.ones(2))
 
 
-def test_refusals_without_a_gpu():
-    with pytest.raises(BackendError, match=r"need a model on a CUDA device, and this VideoMamba is on cpu"):
-        fv.graphed(build())
+@pytest.mark.unchecked
+def test_not_a_model():
+    with pytest.raises(UnsupportedModelError, match=r"Give a model, a torch\.nn\.Module; got 3\.$"):
+        fv.graphed(3)
+
+
+def test_refusals_without_a_gpu(monkeypatch):
+    needs = "need a model on a CUDA device, and this VideoMamba is on cpu: "
+    for there, remedy in ((True, r"move it with model\.cuda\(\), or call"), (False, "torch finds none here")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        with pytest.raises(BackendError, match=needs + remedy):
+            fv.graphed(build())
     with pytest.raises(ConfigError, match="kinds=0: at least one graph"):
         fv.graphed(build(), kinds=0)
 
