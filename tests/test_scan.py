@@ -397,6 +397,22 @@ def test_unavailable_backend_says_why(monkeypatch):
         selective_scan(*scan_inputs(), backend="mamba-ssm")
 
 
+def test_what_installing_would_not_help_is_not_asked_for(monkeypatch):
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'triton'", name="triton")
+
+    monkeypatch.setattr(registry, "load", missing)
+    for there, why in ((False, "it needs a CUDA device."), (True, "the module 'triton' is not installed.")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        assert registry.reason.__wrapped__("triton") == why
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("mamba_ssm", "mamba-ssm"), ("CUDA", "cuda")])
+def test_a_mistyped_backend_is_guessed(typed, meant):
+    with pytest.raises(ConfigError, match=f"'mamba-ssm'. Did you mean '{meant}'"):
+        registry.check_name(typed)
+
+
 def test_unknown_backend_lists_the_names():
     with pytest.raises(
         ConfigError, match="Unknown scan backend 'tpu'; known: 'auto', 'reference', 'chunked'"

@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from flexvideo.errors import BackendError, ConfigError
+from flexvideo.nearest import did_you_mean
 
 BACKENDS = ("reference", "chunked", "cpu", "cuda", "triton", "mamba-ssm")
 HOME = os.getpid()  # the process that imported this, and torch
@@ -60,7 +61,9 @@ def check_name(name: str) -> None:
         ConfigError: an unknown name, listing those that are known.
     """
     if name not in ("auto", *BACKENDS):
-        raise ConfigError(f"Unknown scan backend {name!r}; known: 'auto', {str(list(BACKENDS))[1:-1]}.")
+        known = ("auto", *BACKENDS)
+        instead = did_you_mean(name, known) if isinstance(name, str) else ""
+        raise ConfigError(f"Unknown scan backend {name!r}; known: {str(known)[1:-1]}.{instead}")
 
 
 def _choose(name: str, device: str, dtype: torch.dtype) -> str:
@@ -95,6 +98,8 @@ def reason(name: str) -> str | None:
     try:
         return load(name).unavailable()
     except ImportError as error:
+        if name in FAST["cuda"] and not torch.cuda.is_available():
+            return "it needs a CUDA device."  # to install the module would not help
         return f"the module {error.name!r} is not installed."
 
 
