@@ -3,10 +3,12 @@
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from flexvideo.errors import ConfigError
 from flexvideo.evaluate import Cell, CellResult, Cost, Result, estimate
@@ -262,6 +264,27 @@ def test_figures(draw: Callable, tmp_path: Path) -> None:
     assert path.stat().st_size > 10_000
     draw([VANILLA], tmp_path / "one.pdf")
     assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("draw", [plot_sizes, plot_tokens])
+def test_nothing_of_a_figure_is_cut_off_or_overlaps(draw, tmp_path, monkeypatch) -> None:
+    def check(figure: Figure, *_: object, **__: object) -> None:
+        figure.draw_without_rendering()
+        legend = figure.legends[0].get_window_extent()
+        assert legend.x0 >= 0
+        assert legend.x1 <= figure.bbox.x1
+        figures.append(figure)
+
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", check)
+    names = ("videomamba_m16_k400_mask_ft_f16_res224 static-patch", "my_own_run static-tokens", "native")
+    values = grid({8: (60, 70, 80), 16: (61, 71, 81), 32: (62, 72, 82)})
+    draw([result(name, "UCF101", values) for name in names], tmp_path / "a.png")
+    axes = figures[0].axes[0]
+    places = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert len(places) > 2
+    assert all(one.x1 < other.x0 for one, other in pairwise(places))
+    assert not any("mathdefault" in label.get_text() for label in axes.get_xticklabels(which="both"))
 
 
 def test_a_table_without_a_best() -> None:

@@ -1,5 +1,6 @@
 """Figures drawn from results: the paper's Figure 3, accuracy against tokens, heat maps over T x R."""
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate, cycle
 from pathlib import Path
@@ -20,6 +21,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _PANEL = (4.6, 3.6)  # inches
 _IN_A_ROW = 4  # heat maps
+_LABELS = 7  # of a logarithmic axis
 
 
 def plot_sizes(results: Sequence[Result], path: str | Path, *, metric: str = "top1") -> Path:
@@ -80,6 +82,7 @@ def plot_tokens(results: Sequence[Result], path: str | Path, *, metric: str = "t
     board, figure, panels = _panels(results, metric)
     task = board.tasks[0]
     for data, axes in panels:
+        counts: list[int] = []
         for name, colour in _coloured(board):
             found = [
                 (board.cost(task, data, name, cell), board.score(task, data, name, cell))
@@ -88,11 +91,15 @@ def plot_tokens(results: Sequence[Result], path: str | Path, *, metric: str = "t
             points = sorted((cost.tokens, score.value) for cost, score in found if cost and score)
             if not points:
                 continue
+            counts += [tokens for tokens, _ in points]
             tops = dict(points)  # of cells with the same tokens, the best comes last
             axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=5, alpha=0.6)
             running = list(accumulate(tops.values(), max))
             axes.step(list(tops), running, where="post", color=colour, linewidth=1.6, label=name)
         axes.set_xscale("log")
+        ticks = _apart(counts)
+        axes.set_xticks(ticks, [f"{tokens:,}" for tokens in ticks], fontsize=9)
+        axes.minorticks_off()
         axes.set_xlabel("tokens of a clip")
     return _save(figure, panels[0][1], path)
 
@@ -194,11 +201,26 @@ def _tables(board: Board, task: str, data: str, sizes: list[int]) -> dict[str, d
 
 
 def _save(figure: "Figure", axes: "Axes", path: str | Path) -> Path:
-    """Write a figure with one legend below all panels."""
+    """Write a figure with one legend below all panels, in as many columns as it is wide."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=9)
-    figure.savefig(path, dpi=130)
+    columns, place = min(5, len(labels)), "outside lower center"
+    legend = figure.legend(handles, labels, loc=place, ncols=columns, fontsize=9)
+    while columns > 1 and legend.get_window_extent().width > figure.bbox.width:
+        legend.remove()
+        columns -= 1
+        legend = figure.legend(handles, labels, loc=place, ncols=columns, fontsize=9)
+    figure.set_figheight(_PANEL[1] + 0.5 + legend.get_window_extent().height / figure.dpi)
+    figure.savefig(path, dpi=130, bbox_inches="tight")  # a single name may be wider than the panels
     return Path(path)
+
+
+def _apart(tokens: Sequence[int]) -> list[int]:
+    """Those of some numbers that have room for their labels on a logarithmic axis, from the lowest on."""
+    kept: list[int] = []
+    for count in sorted(tokens):
+        if not kept or math.log(count / kept[-1]) > math.log(max(tokens) / min(tokens)) / _LABELS:
+            kept.append(count)
+    return kept
 
 
 def _coloured(board: Board) -> list[tuple[str, str]]:
