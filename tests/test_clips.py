@@ -220,6 +220,16 @@ def test_real_video() -> None:
     ("changes", "error", "words"),
     [
         ({"frames": 0}, GeometryError, "`frames` must be a whole number of at least 1, got 0"),
+        (
+            {"frames": 10**9},
+            GeometryError,
+            "1,000,000,000 frames of 224 x 224 px do not fit into memory: ask",
+        ),
+        (
+            {"frames": 10**15, "size": None},
+            GeometryError,
+            "1,000,000,000,000,000 frames do not fit into memory",
+        ),
         ({"frames": -3}, GeometryError, "`frames` must be a whole number of at least 1, got -3"),
         ({"size": 0}, GeometryError, "`size` must be a positive whole number of pixels .*, got 0"),
         (

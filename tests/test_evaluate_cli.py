@@ -193,6 +193,14 @@ def test_a_bad_video_is_skipped_when_asked(
             ["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--gallery", "99"],
             "--gallery takes frames x pixels, such as 16x224, and got '99'.",
         ),
+        (
+            ["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--frames", "1000000000"],
+            "1,000,000,000 frames of 24 x 24 px do not fit into memory: ask for fewer or for smaller ones.",
+        ),
+        (
+            ["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--sizes", "200000000"],
+            "2 frames of 200000000 x 200000000 px do not fit into memory",
+        ),
         (["probe", "{root}/flexible.safetensors", "--data", "{missing}"], "has no video in"),
     ],
 )

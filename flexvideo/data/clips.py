@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flexvideo.data.decode import read_frames
 from flexvideo.data.index import VideoIndex
+from flexvideo.data.room import require_room
 from flexvideo.errors import ConfigError, GeometryError
 from flexvideo.geometry import as_pair
 from flexvideo.imagenet import IMAGENET_MEAN, IMAGENET_STD
@@ -56,7 +57,8 @@ def read_clip(
 
     Raises:
         VideoError: the file is not a readable video, or has no such segment.
-        GeometryError: a number of frames, clips or pixels below 1, or a size of another kind.
+        GeometryError: a number of frames, clips or pixels below 1, a size of another kind, or a clip that
+            does not fit into memory.
         ConfigError: a `mean` or `std` that does not fit the colours, or a time that is no number.
 
     Example:
@@ -65,6 +67,7 @@ def read_clip(
     """
     _require_positive("frames", frames)
     size = _checked(size)
+    require_room(frames, *as_pair(size or 1, what="size"))
     for name, value in (("start", start), ("end", end)):
         if not isinstance(value, Real | None):
             raise ConfigError(f"`{name}` must be a number of seconds or None, got {value!r}.")

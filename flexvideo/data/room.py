@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flexvideo.errors import GeometryError
 from flexvideo.geometry import ClipSpec
 
 _HUGE = 1 << 21  # bytes of a huge page of x86 and of most ARM machines
@@ -34,6 +35,31 @@ def room(shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "..."]:
     with suppress(OSError):  # a kernel without huge pages: its usual ones do
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float32).view(shape)
+
+
+def require_room(frames: int, height: int, width: int) -> None:
+    """Refuse a clip that this machine cannot hold, before anything of it is read.
+
+    Its memory is asked for and given back without a value in it, which takes no time.
+
+    Args:
+        frames: how many.
+        height: in pixels; 1 where it is not known yet.
+        width: likewise.
+
+    Raises:
+        GeometryError: the clip is too big.
+
+    Example:
+        >>> require_room(16, 224, 224)
+    """
+    try:
+        torch.empty((frames, height, width, 3))
+    except (RuntimeError, OverflowError) as error:
+        size = "" if height == width == 1 else f" of {height} x {width} px"
+        raise GeometryError(
+            f"{frames:,} frames{size} do not fit into memory: ask for fewer or for smaller ones."
+        ) from error
 
 
 def lacks_memory(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import flexvideo
 from flexvideo.data.clips import Sampling
 from flexvideo.data.records import Problem
-from flexvideo.data.room import lacks_memory
+from flexvideo.data.room import lacks_memory, require_room
 from flexvideo.data.source import ClipSource
 from flexvideo.discover import plan_for
 from flexvideo.errors import ConfigError, GeometryError, VideoError
@@ -117,6 +117,8 @@ def extract(
     if not grid or workers < 1:
         raise ConfigError(f"Features need a cell and a worker, got {len(grid)} and {workers}.")
     views = Views(clips, crops, sampling)
+    for cell in grid:
+        require_room(cell.frames, cell.size, cell.size)
     facts = facts_of_model(model), facts_of_source(source)
     with evaluating(model), torch.no_grad():
         runner = Runner(model, grid, output=output, tokens=tokens)
