@@ -19,7 +19,7 @@ from flexvideo.data.reader import Cell, Read, Reader, altered, draw_for, too_man
 from flexvideo.data.room import lacks_memory, room
 from flexvideo.data.sampler import StepPlan, StepSampler
 from flexvideo.data.source import ClipSource
-from flexvideo.data.workers import ended_workers
+from flexvideo.data.workers import Workers
 from flexvideo.errors import ConfigError, MemoryLimitError, VideoError
 from flexvideo.geometry import Base, ClipSpec
 from flexvideo.policy import Policy
@@ -185,23 +185,27 @@ class FlexLoader:
         """
         # An epoch that is gone on with has had its clips before.
         steps, readable = range(start, self.steps_in(epoch)), start > 0
-        with ended_workers() as begin:
-            reads = iter(
-                DataLoader(
-                    Reader(self.source, self.augment, self.seed, alters=self._device.type == "cpu"),
-                    batch_size=None,
-                    sampler=self._cells(epoch, start),
-                    num_workers=self._workers,
-                    collate_fn=_as_it_is,
-                    worker_init_fn=begin,
-                    pin_memory=self._pin_memory,
-                    generator=torch.Generator(),  # PyTorch draws from it, else from that of the process
-                )
+        workers = Workers()
+        reads = iter(
+            DataLoader(
+                Reader(self.source, self.augment, self.seed, alters=self._device.type == "cpu"),
+                batch_size=None,
+                sampler=self._cells(epoch, start),
+                num_workers=self._workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=workers.begin,
+                pin_memory=self._pin_memory,
+                generator=torch.Generator(),  # PyTorch draws from it, and else from the state of the process
             )
+        )
+        try:
             for step in steps:
                 found = [next(reads) for _ in range(len(self._draws(epoch, step)) * self._accumulate)]
                 readable = readable or any(len(read.errors) < len(read.cell.indices) for read in found)
                 yield [self._batch(read) for read in found]
+        finally:
+            workers.end()
+            del reads  # which an error would keep, as it keeps this frame
         if steps and not readable:
             raise VideoError(
                 f"Not one clip of {self.source.name} could be read in epoch {epoch}; one of them: "

@@ -4,8 +4,7 @@ import atexit
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -14,32 +13,34 @@ from threading import Thread
 _GRACE = 1.0  # seconds in which PyTorch ends workers that are not busy, in the order that it needs
 
 
-@contextmanager
-def ended_workers() -> Iterator[Callable[[int], None]]:
-    """Give what workers of a `DataLoader` begin with; at the end, that of the program too, they are gone.
+class Workers:
+    """The processes of one `DataLoader`, which are gone after `end`, and at the end of the program.
 
     What a terminal or a scheduler sends to all processes is left to the training, which ends its workers. By
     a signal it could not, as Python does not tell who sent one.
 
     Example:
         >>> from torch.utils.data import DataLoader
-        >>> with ended_workers() as begin:
-        ...     list(DataLoader([1, 2], batch_size=None, num_workers=1, worker_init_fn=begin))
+        >>> workers = Workers()
+        >>> list(DataLoader([1, 2], batch_size=None, num_workers=1, worker_init_fn=workers.begin))
         [1, 2]
+        >>> workers.end()
     """
-    told, tell = Pipe(duplex=False)
 
-    def end() -> None:
-        tell.send_bytes(b"end")  # which nobody takes out, so that all see it
+    def __init__(self) -> None:
+        self._told, self._tell = Pipe(duplex=False)
+        self.begin: Callable[[int], None] = partial(_begin, self._told)  # what each begins with
+        atexit.register(self._say)  # of an error that keeps from its end what would call `end`
 
-    atexit.register(end)  # of an error that keeps what is run here from its end
-    try:
-        yield partial(_begin, told)
-    finally:
-        atexit.unregister(end)
-        end()
-        told.close()
-        tell.close()
+    def end(self) -> None:
+        """Tell them to be gone."""
+        atexit.unregister(self._say)
+        self._say()
+        self._told.close()
+        self._tell.close()
+
+    def _say(self) -> None:
+        self._tell.send_bytes(b"end")  # which nobody takes out, so that all see it
 
 
 def _begin(told: Connection, worker: int) -> None:
