@@ -462,6 +462,23 @@ def test_shapes_that_do_not_belong_together(at, backend):
         selective_scan(*inputs, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_tensors_on_several_devices(backend):
+    for function, made in ((selective_scan, scan_inputs), (causal_conv, conv_inputs)):
+        for at in range(1, len(made())):
+            inputs = [x.detach() for x in made(dtype=torch.float32)]
+            inputs[at] = inputs[at].to("meta")
+            with pytest.raises(
+                BackendError, match=r"` is on meta, and the sequence on cpu: move both to one"
+            ):
+                function(*inputs, backend=backend)
+
+
+def test_the_backend_of_the_cpu_is_for_the_cpu():
+    with pytest.raises(BackendError, match=r"'cpu' is for tensors on the CPU, and these are on 'cuda': use"):
+        registry.backend_for("cpu", "cuda", torch.float32)
+
+
 @pytest.mark.unchecked
 @pytest.mark.parametrize("at", [1, 2])
 def test_filters_that_do_not_fit(at):

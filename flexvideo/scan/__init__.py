@@ -10,10 +10,11 @@ Tensors are stacked by direction, k = 1 or 2: [0] runs forward in time, [1] back
 tensors. Sequences are channel-last.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flexvideo.errors import GeometryError
+from flexvideo.errors import BackendError, GeometryError
 from flexvideo.scan import mixing as mixing
 from flexvideo.scan import ops as ops  # an exported program needs the operators, whichever backend runs
 from flexvideo.scan.mixing import Fused as Fused
@@ -55,7 +56,7 @@ def selective_scan(
     Raises:
         GeometryError: shapes that do not belong together.
         ConfigError: an unknown backend.
-        BackendError: a backend that cannot run here.
+        BackendError: a backend that cannot run here, or tensors on several devices.
 
     Example:
         >>> import torch
@@ -67,13 +68,13 @@ def selective_scan(
     Source: Mamba (arXiv 2312.00752), algorithm 2; both directions as in Vision Mamba (arXiv 2401.09417).
     """
     (k, b, l, d), n = u.shape, A.shape[-1]
-    _check("delta", delta, (k, b, l, d))
-    _check("A", A, (k, d, n))
-    _check("B", B, (k, b, l, n))
-    _check("C", C, (k, b, l, n))
-    _check("D", D, (k, d))
-    _check("z", z, (b, l, d))
-    _check("delta_bias", delta_bias, (k, d))
+    _check("delta", delta, (k, b, l, d), u.device)
+    _check("A", A, (k, d, n), u.device)
+    _check("B", B, (k, b, l, n), u.device)
+    _check("C", C, (k, b, l, n), u.device)
+    _check("D", D, (k, d), u.device)
+    _check("z", z, (b, l, d), u.device)
+    _check("delta_bias", delta_bias, (k, d), u.device)
     module = backend_for(backend, u.device.type, u.dtype)
     return module.selective_scan(u, delta, A, B, C, D, z, delta_bias)
 
@@ -96,7 +97,7 @@ def causal_conv(
     Raises:
         GeometryError: shapes that do not belong together.
         ConfigError: an unknown backend.
-        BackendError: a backend that cannot run here.
+        BackendError: a backend that cannot run here, or tensors on several devices.
 
     Example:
         >>> import torch
@@ -105,8 +106,8 @@ def causal_conv(
         torch.Size([2, 1, 5, 4])
     """
     k, d, w = weight.shape
-    _check("weight", weight, (k, x.shape[-1], w))
-    _check("bias", bias, (k, d))
+    _check("weight", weight, (k, x.shape[-1], w), x.device)
+    _check("bias", bias, (k, d), x.device)
     module = backend_for(backend, x.device.type, x.dtype)
     return module.causal_conv(x, weight, bias)
 
@@ -131,7 +132,11 @@ def fused_operators(x: Float[Tensor, "b l d"], *, backend: str = "auto") -> Fuse
     return getattr(backend_for(backend, x.device.type, x.dtype), "FUSED", None)
 
 
-def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse what a kernel, which sees addresses alone, would read past the end of."""
+def _check(name: str, x: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    """Refuse what a kernel, which sees addresses alone, would read past the end of, or not find."""
     if x.shape != shape:
         raise GeometryError(f"`{name}` has the shape {tuple(x.shape)}, and {shape} goes with the others.")
+    if x.device != device:
+        raise BackendError(
+            f"`{name}` is on {x.device}, and the sequence on {device}: move both to one device."
+        )

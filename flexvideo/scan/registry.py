@@ -74,6 +74,13 @@ def _choose(name: str, device: str, dtype: torch.dtype) -> str:
         chosen = "reference" if dtype == torch.float64 else _preferred(device)
     elif why := reason(name):
         raise BackendError(f"The scan backend {name!r} cannot run here: {why} Use 'auto'.")
+    elif name == "cpu" and device not in (
+        "cpu",
+        "meta",
+    ):  # its kernels would take addresses for those of the host
+        raise BackendError(
+            f"The scan backend 'cpu' is for tensors on the CPU, and these are on {device!r}: use 'auto'."
+        )
     else:
         chosen = name
     load(chosen)
