@@ -88,16 +88,23 @@ def test_float64_is_refused_by_each_kernel():
             start()
 
 
-def test_what_was_cut_short_is_compiled_again(tmp_path, monkeypatch):
+def test_what_was_damaged_is_compiled_again(tmp_path, monkeypatch):
     monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path)
     monkeypatch.setattr(nvrtc, "_compiler", lambda: None)
     monkeypatch.setattr(nvrtc, "_version", lambda compiler: b"1")
-    monkeypatch.setattr(nvrtc, "_compile", lambda *arguments: b"whole")
+    compilations = []
+    monkeypatch.setattr(nvrtc, "_compile", lambda *arguments: compilations.append(1) or b"whole")
     assert nvrtc.compiled("cuda_norm.cu", (), "sm_90") == b"whole"
-    (kept,) = tmp_path.iterdir()
-    kept.write_bytes(b"")
+    (path,) = tmp_path.iterdir()
+    kept = path.read_bytes()
     assert nvrtc.compiled("cuda_norm.cu", (), "sm_90") == b"whole"
-    assert kept.read_bytes() == b"whole"
+    assert len(compilations) == 1
+    # a machine that lost its power, a full disk, a flipped bit, a file of an older release
+    for count, damaged in enumerate((b"", kept[:-1], b"x" + kept[1:], b"whole"), start=2):
+        path.write_bytes(damaged)
+        assert nvrtc.compiled("cuda_norm.cu", (), "sm_90") == b"whole"
+        assert path.read_bytes() == kept
+        assert len(compilations) == count
     monkeypatch.setattr(nvrtc, "_folder", lambda: tmp_path / "gone")
     with pytest.warns(UserWarning, match="cannot be kept and are compiled anew next time: .*gone"):
         assert nvrtc.compiled("cuda_norm.cu", (), "sm_90") == b"whole"
@@ -110,6 +117,11 @@ def test_the_compiler_leaves_the_locale_alone(tmp_path, monkeypatch):
     defines = {"DTYPE": 2, "PAIRS": 1, "WIDE_HIDDEN": 0, "WIDE_OUT": 0, "ADD": 1}
     assert nvrtc.compiled("cuda_norm.cu", tuple(defines.items()), "sm_80")
     assert locale.getencoding() == before
+
+
+def test_tensors_that_are_not_on_a_cuda_device_are_refused():
+    with pytest.raises(BackendError, match="'cuda' is for tensors on a CUDA device, and these are elsewhere"):
+        nvrtc.run("none.cu", "none", (1, 1, 1), 32, torch.zeros(1), defines={})
 
 
 def test_an_empty_batch_starts_nothing():

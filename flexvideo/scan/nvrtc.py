@@ -28,6 +28,7 @@ FOLDER = Path(__file__).parent
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 Defines = tuple[tuple[str, int], ...]
 _LEFT = ctypes.byref(ctypes.c_void_p())  # where the driver says which context was left
+DIGEST = 32  # bytes that follow a kept cubin
 MOST_WORDS = 512  # 4 KiB, as much as a kernel takes
 
 
@@ -125,13 +126,16 @@ def compiled(source: str, defines: Defines, architecture: str) -> bytes:
     contents = [*texts.values(), " ".join(options).encode(), _version(compiler)]
     key = hashlib.sha256(b"\0".join(contents)).hexdigest()
     path = _folder() / f"{Path(source).stem}-{key[:32]}.cubin"
-    if path.exists() and path.stat().st_size:  # a machine that lost its power leaves empty files
-        return path.read_bytes()
+    kept = path.read_bytes() if path.exists() else b""
+    if (
+        hashlib.sha256(kept[:-DIGEST]).digest() == kept[-DIGEST:]
+    ):  # the driver would refuse a damaged one for ever
+        return kept[:-DIGEST]
     # NVRTC leaves the thread that calls it in the C locale, in which Python would decode files as ASCII
     with ThreadPoolExecutor(1) as thread:
         cubin = thread.submit(_compile, compiler, source, texts, options).result()
     try:
-        write_atomically(path, cubin)
+        write_atomically(path, cubin + hashlib.sha256(cubin).digest())
     except CheckpointError as error:
         warnings.warn(
             f"The CUDA kernels cannot be kept and are compiled anew next time: {error}", stacklevel=2
@@ -184,6 +188,10 @@ def _loaded(
     source: str, kernel: str, names: tuple[str, ...], values: tuple[int, ...], device: int, shared: int
 ) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
     """The kernel as the driver knows it, and the context in which it is."""
+    if device < 0:
+        raise BackendError(
+            "The scan backend 'cuda' is for tensors on a CUDA device, and these are elsewhere: use 'auto'."
+        )
     major, minor = torch.cuda.get_device_capability(device)
     defines = tuple(zip(names, values, strict=True))  # apart, they are found sooner
     cubin = compiled(source, defines, f"sm_{major}{minor}")
