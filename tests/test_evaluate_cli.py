@@ -15,6 +15,7 @@ from flexvideo.evaluate import load_result
 
 ACTIONS = ("bow", "jump", "clap", "squat", "wave_left")  # as many as the model has classes
 GRID = ["--frames", "2", "4", "--sizes", "24", "32", "--device", "cpu"]
+CELL = ["--frames", "2", "--sizes", "24", "--device", "cpu"]
 
 
 def tiny(**settings) -> fv.VideoMamba:
@@ -218,6 +219,67 @@ def test_mistakes_are_one_sentence(root, tmp_path, capsys, arguments, says) -> N
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"flexvideo {arguments[0]}: ")
     assert says in error
+
+
+def own_set(folder: Path, *splits: str) -> Path:
+    for split in splits:
+        for n, name in enumerate(("bow", "jump")):
+            (folder / split / name).mkdir(parents=True)
+            clip = torch.full((5 + len(split), 32, 32, 3), 90 * n, dtype=torch.uint8)
+            fv.write_video(folder / split / name / "1.mp4", clip)
+    return folder
+
+
+@pytest.mark.parametrize(("splits", "taken"), [(("train", "val"), "val"), (("train", "val", "test"), "test")])
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_val_is_taken_where_there_is_no_test(root, tmp_path, capsys, splits, taken, kind) -> None:
+    own = own_set(tmp_path / "set", *splits)
+    for split in splits if kind == "list" else ():
+        lines = (f"{split}/{name}/1.mp4,{name}\n" for name in ("bow", "jump"))
+        (own / f"{split}.csv").write_text("".join(lines))
+    arguments = ["retrieve", str(root / "flexible.safetensors"), "--data", f"{kind}:{own}", *CELL]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert f"2 videos of set {taken}, 2 of train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("splits", "says"),
+    [
+        (("train", "validate"), "holds train, validate"),
+        (("training", "testing"), "it has: testing, training. --splits TRAIN TEST names the two to take."),
+        (
+            ("bow", "jump"),
+            "If these are its classes, divide their videos into train/<class>/ and test/<class>/",
+        ),
+    ],
+)
+def test_refusals_of_splits_name_the_remedy(root, tmp_path, capsys, splits, says) -> None:
+    own = own_set(tmp_path / "set", *splits)
+    arguments = ["retrieve", str(root / "flexible.safetensors"), "--data", f"folder:{own}", *GRID]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_outputs_of_unknown_names_are_taken_in_order_and_it_is_said(root, tmp_path, capsys) -> None:
+    arguments = ["--data", f"ucf101:{root / 'ucf'}", *CELL, "--out", str(tmp_path)]
+    says = "note: the checkpoint records no classes; its outputs are taken for those of UCF101 in their order"
+    assert main(["evaluate", str(root / "vanilla.safetensors"), *arguments]) == 0
+    assert f"{says}, from 'Bow' to 'WaveLeft'" in capsys.readouterr().err
+    model = tiny()
+    model.labels = ("wave left", "bow", "jump", "clap", "squat")
+    fv.save(model, tmp_path / "named.safetensors")
+    assert main(["evaluate", str(tmp_path / "named.safetensors"), *arguments]) == 0
+    assert "records no classes" not in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(root, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for command in ("retrieve", "probe", "evaluate"):
+        arguments = [str(root / "flexible.safetensors"), "--data", "motion:short:1", "--out", str(tmp_path)]
+        assert main([command, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"flexvideo {command}: it was started in 4 processes (WORLD_SIZE), each of")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["retrieve", "probe", "evaluate", "table"])

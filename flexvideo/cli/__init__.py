@@ -13,17 +13,18 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from flexvideo import __version__
-from flexvideo.cli import checkpoints, demo, evaluate, train, videos
+from flexvideo.cli import checkpoints, demo, evaluate, table, train, videos
 from flexvideo.cli.shared import Options, in_options
-from flexvideo.errors import FlexVideoError, VideoError
+from flexvideo.errors import ConfigError, FlexVideoError, VideoError
 
-FAMILIES = (demo, checkpoints, videos, train, evaluate)
+FAMILIES = (demo, checkpoints, videos, train, evaluate, table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code, or 2 after a mistake that a sentence explains."""
     options = _parser().parse_args(arguments)
     try:
+        _require_one_process(options.command)
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_warning
@@ -41,6 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nflexvideo {options.command}: interrupted.", file=sys.stderr)
         return 130
+
+
+def _require_one_process(command: str) -> None:
+    """Refuse to do the same work several times, and to write it to the same files."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if command not in ("train", "finetune") and processes != "1":
+        raise ConfigError(
+            f"it was started in {processes} processes (WORLD_SIZE), each of which would do all of the work: "
+            "start it without torchrun, for only train and finetune share their work."
+        )
 
 
 def _remedy(error: Exception, options: Options) -> str:

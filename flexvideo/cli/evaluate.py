@@ -1,6 +1,8 @@
-"""Commands that measure models: `retrieve`, `probe`, `evaluate`; and `table`, which shows results."""
+"""Commands that measure models: `retrieve`, `probe` and `evaluate`."""
 
 import argparse
+import re
+import warnings
 from pathlib import Path
 from typing import get_args
 
@@ -19,10 +21,10 @@ from flexvideo.cli.shared import (
     rule_argument,
     source_arguments,
 )
-from flexvideo.data.datasets import DATASETS, ON_DISK
+from flexvideo.data.datasets import DATASETS, ON_DISK, held_out_split
 from flexvideo.data.opened import open_source
 from flexvideo.data.source import ClipSource, require_learnable
-from flexvideo.errors import ConfigError
+from flexvideo.errors import ConfigError, DatasetError
 from flexvideo.evaluate import (
     Features,
     NativeSize,
@@ -33,7 +35,6 @@ from flexvideo.evaluate import (
     extract,
     knn,
     linear_probe,
-    load_result,
     require_classes,
     retrieval,
     save_result,
@@ -41,9 +42,9 @@ from flexvideo.evaluate import (
 from flexvideo.evaluate.extraction import TOKENS
 from flexvideo.evaluate.grid import Cell
 from flexvideo.evaluate.probe import Method
-from flexvideo.evaluate.render import FORMATS, markdown
+from flexvideo.evaluate.render import markdown
 from flexvideo.evaluate.runner import Output
-from flexvideo.evaluate.tables import SHAPES, geometry_tables
+from flexvideo.evaluate.tables import geometry_tables
 from flexvideo.models import VideoMamba
 from flexvideo.output import require_folder
 from flexvideo.policy import POLICIES
@@ -66,11 +67,6 @@ trained on all of the train split."""
 EVALUATE = """\
 Measure a classifier by its own head over a grid of geometries: top-1 and top-5 of the test split.
 With several clips and crops of a video the class probabilities are averaged."""
-TABLE = """\
-Show results side by side: tables in the shapes of the paper's, and figures.
-The first model given is the one that others are compared with. Shapes: geometry (its Table 1: T x R), tasks
-(Table 2: probing and fine-tuning), models (Table 3: data sets), differences (points above the first model
-with 95 % intervals), costs (tokens and GFLOPs), cells (everything, for a spreadsheet)."""
 
 
 def add(commands: Commands) -> None:
@@ -102,8 +98,6 @@ def add(commands: Commands) -> None:
     evaluate.add_argument(
         "--finetuned", action="store_true", help="tables are to say that it was fine-tuned on this data set"
     )
-    example = "flexvideo table results/*.json --shape differences --figures figures/"
-    _table_arguments(command(commands, "table", _table, TABLE, example=example))
 
 
 def _shared_arguments(parser: argparse.ArgumentParser, *, features: bool) -> None:
@@ -111,22 +105,18 @@ def _shared_arguments(parser: argparse.ArgumentParser, *, features: bool) -> Non
     kinds = f"motion:short, motion:long, mocap:FILE, or one on disk: {ON_DISK}"
     parser.add_argument("--data", required=True, metavar="KIND:PATH", help=f"a data set: {kinds}")
     parser.add_argument("--fold", metavar="N", help="division into splits (default: the usual one)")
-    parser.add_argument(
-        "--splits",
-        nargs=2,
-        metavar=("TRAIN", "TEST"),
-        help="default: train and test, or val where there is one",
-    )
+    usual = "train and test; val where there is no test, and of k400 and ssv2"
+    parser.add_argument("--splits", nargs=2, metavar=("TRAIN", "TEST"), help=f"default: {usual}")
     parser.add_argument("--annotations", metavar="DIR", help="where the split files are, if elsewhere")
-    for option, letter, usual in (("frames", "T", 16), ("sizes", "R", 224)):
+    for option, letter, first in (("frames", "T", 16), ("sizes", "R", 224)):
         what = "frame counts" if option == "frames" else "frame sizes in pixels"
         parser.add_argument(
             f"--{option}",
             type=int,
             nargs="+",
-            default=[usual],
+            default=[first],
             metavar=letter,
-            help=f"{what} (default: {usual})",
+            help=f"{what} (default: {first})",
         )
     parser.add_argument(
         "--patches", type=int, nargs="+", default=[None], metavar="P", help="patches (default: the policy's)"
@@ -174,18 +164,6 @@ def _reading_arguments(parser: argparse.ArgumentParser) -> None:
     device_argument(parser)
 
 
-def _table_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", nargs="+", type=name, metavar="RESULT", help="files that the others wrote")
-    parser.add_argument("--shape", choices=list(SHAPES), default="geometry", help="default: %(default)s")
-    parser.add_argument(
-        "--metric", default="top1", help="top1, balanced, mAP, R@5, ... (default: %(default)s)"
-    )
-    parser.add_argument("--format", choices=list(FORMATS), default="md", help="default: %(default)s")
-    parser.add_argument(
-        "--figures", type=name, metavar="DIR", help="draw sizes.png, tokens.png and grid.png here"
-    )
-
-
 def _retrieve(options: Options) -> None:
     at = None if options.gallery is None else _cell(options.gallery)
     test, train = _pair(options, at)
@@ -207,26 +185,17 @@ def _evaluate(options: Options) -> None:
     source = _source(options, split)
     model = _model(options)
     inner = model.model if isinstance(model, NativeSize) else model
-    require_classes(inner.num_classes, source.listed().name, source.classes, labels=inner.labels)
+    data = source.listed().name
+    require_classes(inner.num_classes, data, source.classes, labels=inner.labels)
+    if inner.labels is None:
+        warnings.warn(
+            f"the checkpoint records no classes; its outputs are taken for those of {data} in their order, "
+            f"from {source.classes[0]!r} to {source.classes[-1]!r}",
+            stacklevel=1,
+        )
     scores = _extract(options, model, source, grid=_grid(options), output="scores")
     result = accuracy(scores, name=options.name, labels=inner.labels, finetuned=options.finetuned)
     _report(options, [result])
-
-
-def _table(options: Options) -> None:
-    results = [load_result(path) for path in options.results]
-    tables = SHAPES[options.shape](results, metric=options.metric)
-    print("\n\n".join(FORMATS[options.format](table) for table in tables))
-    if options.figures:
-        from flexvideo.evaluate.figures import plot_heat_maps, plot_sizes, plot_tokens
-
-        folder = require_folder(options.figures)
-        for draw, file in (
-            (plot_sizes, "sizes.png"),
-            (plot_tokens, "tokens.png"),
-            (plot_heat_maps, "grid.png"),
-        ):
-            print(f"figure: {draw(results, folder / file, metric=options.metric)}")
 
 
 def _pair(options: Options, at: Cell | None) -> tuple[Features, Features]:
@@ -247,21 +216,39 @@ def _grid(options: Options) -> tuple[Cell, ...]:
 def _splits(options: Options) -> tuple[str, str]:
     """Names of the split to learn from and of the one to try on: where there are three, the second.
 
-    What is called "test" beside "val" has no public labels, or is what nobody reports.
+    What is called "test" beside "val" has no public labels, or is what nobody reports; but in folders and
+    lists of one's own it is what was kept for the end.
     """
-    kind = options.data.partition(":")[0]
-    names = DATASETS[kind].splits.names if kind in DATASETS else ()
-    train, test = options.splits or (names[:2] if names else ("train", "test"))
+    kind, _, place = options.data.partition(":")
+    names = DATASETS[kind].splits.names if kind in DATASETS else ("train", "test")
+    if not names:
+        folder = Path(options.annotations or place).expanduser()
+        kept = folder.is_dir() and any(path.stem == "test" for path in folder.iterdir())
+        held_out = None if kept else held_out_split(options.data, annotations=options.annotations)
+        names = ("train", held_out or "test")
+    train, test = options.splits or names[:2]
     return train, test
 
 
 def _source(options: Options, split: str) -> ClipSource:
-    return open_source(
-        options.data,
-        split=split,
-        fold=options.fold,
-        annotations=options.annotations,
-        on_error="skip" if options.skip_unreadable else "raise",
+    try:
+        return open_source(
+            options.data,
+            split=split,
+            fold=options.fold,
+            annotations=options.annotations,
+            on_error="skip" if options.skip_unreadable else "raise",
+        )
+    except (ConfigError, DatasetError) as error:
+        raise type(error)(_of_splits(str(error))) from error
+
+
+def _of_splits(message: str) -> str:
+    """A message about splits in the words of commands that need two."""
+    if re.search(r"has no (split|list) .*[Ii]t has", message):
+        return f"{message} --splits TRAIN TEST names the two to take."
+    return message.replace(
+        "name no split (--split none)", "divide their videos into train/<class>/ and test/<class>/"
     )
 
 
