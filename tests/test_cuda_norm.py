@@ -5,8 +5,10 @@ import pytest
 import torch
 from scan_cases import emulated, error, with_nvrtc
 
+from flexvideo.errors import BackendError
 from flexvideo.scan import norm, nvrtc
 from flexvideo.scan.cuda_norm import norm_backward, norm_forward
+from flexvideo.scan.mixing import fused
 
 WIDE, HALF, NARROW = torch.float32, torch.float16, torch.bfloat16
 
@@ -33,6 +35,15 @@ def test_agrees_with_torch(shape, kind, dtype):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
         assert error(a, b) < (1e-5 if a.dtype == WIDE else bound)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_tensors_on_two_devices_are_refused(at):
+    tensors = [torch.zeros(1, 2, 4), torch.zeros(1, 2, 4), torch.ones(4)]
+    tensors[at] = tensors[at].to("meta")
+    name = ("input", "residual stream", "weight")[at]
+    with pytest.raises(BackendError, match=f"The {name} of a normalisation is on meta, and its input on cpu"):
+        fused("cuda").add_norm(*tensors, 1e-5, torch.float32)
 
 
 @pytest.mark.slow

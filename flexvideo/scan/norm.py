@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flexvideo.errors import BackendError
 from flexvideo.scan.entry import Run, entry
 from flexvideo.scan.ops import kernels_of
 from flexvideo.scan.reference import accumulation_dtype
@@ -51,6 +52,12 @@ def backward(
 def _add_norm(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
+    for name, x in (("residual stream", residual), ("weight", weight)):
+        if x is not None and x.device != hidden.device:  # a kernel would fault on it
+            raise BackendError(
+                f"The {name} of a normalisation is on {x.device}, and its input on {hidden.device}: move the "
+                "whole model to one device."
+            )
     with torch._C._DisableAutocast():
         function = kernels_of(backend).add_norm or forward
         total, normed = function(hidden, residual, weight, eps, dtype)
