@@ -25,8 +25,9 @@ def require_file(path: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"{target} cannot be written: it is a folder, and a file was expected.")
     if not folder.is_dir():
         raise ConfigError(f"{target} cannot be written: there is no folder {folder}.")
-    if not all(os.access(place, os.W_OK) for place in (folder, target) if place.exists()):
-        raise ConfigError(f"{target} cannot be written: permission is denied.")
+    for place in (folder, target):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise ConfigError(f"{target} cannot be written: {_reason(place)}.")
     return target
 
 
@@ -50,5 +51,10 @@ def require_folder(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made a folder: {error.strerror}.") from error
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder} cannot be written: permission is denied.")
+        raise ConfigError(f"{folder} cannot be written: {_reason(folder)}.")
     return folder
+
+
+def _reason(place: Path) -> str:
+    read_only = hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY
+    return "its file system is read-only" if read_only else "permission is denied"

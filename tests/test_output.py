@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,3 +38,11 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match="cannot be written: permission is denied"):
         require_folder(tmp_path)
+
+
+def test_a_file_system_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
+    for place in (require_file, require_folder):
+        with pytest.raises(ConfigError, match="cannot be written: its file system is read-only"):
+            place(tmp_path / "f" if place is require_file else tmp_path)

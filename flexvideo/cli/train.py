@@ -1,13 +1,10 @@
 """Commands that train: `train` and `finetune`."""
 
-import argparse
 import json
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,61 +17,39 @@ from flexvideo.cli.shared import (
     Commands,
     Options,
     command,
-    device_argument,
     device_of,
     name,
     progress,
-    rule_argument,
     source_arguments,
 )
+from flexvideo.cli.trainforecast import say_what_comes
+from flexvideo.cli.trainoptions import (
+    FINETUNE,
+    MODELS,
+    NOTHING_TO_MEASURE,
+    STARTS,
+    TRAIN,
+    check,
+    common_arguments,
+    frames_and_size,
+    run_arguments,
+)
 from flexvideo.cli.trainreport import StepBar, say, summarise
-from flexvideo.data.datasets import ON_DISK, held_out_split
+from flexvideo.data.datasets import held_out_split
 from flexvideo.data.held import HeldSource
-from flexvideo.data.loader import FlexLoader
 from flexvideo.data.opened import open_source
-from flexvideo.data.records import plural
 from flexvideo.data.source import ClipSource, require_learnable
 from flexvideo.errors import CheckpointWarning, ConfigError
 from flexvideo.geometry import Base
-from flexvideo.models import VideoMamba, videomamba_middle, videomamba_small, videomamba_tiny
-from flexvideo.output import require_folder
-from flexvideo.policy import POLICIES, Policy, policy_of
+from flexvideo.models import VideoMamba
+from flexvideo.policy import Policy, policy_of
 from flexvideo.swap import flex_config, make_flexible
 from flexvideo.train import PRESETS, TrainConfig, Validation, processes, replace_head, train
 from flexvideo.train.distributed import rank_and_world
 from flexvideo.train.interrupt import stopped_by_signals
 from flexvideo.train.setup import sampling_of
 
-TRAIN = """\
-Train a model flexibly: at a frame count, a frame size and a patch that are drawn
-anew for every step. The policy says what is drawn (--policy; `none` trains a
-plain model at its own size); --frames and --sizes narrow it. A step holds as
-many clips of its size as fit the budget of tokens.
-
-OUT gets the model, which every other command reads (--checkpoint OUT) from the
-end of the first epoch on, log.jsonl and checkpoints. A killed run goes on with
---resume, to the bit; Ctrl-C saves first. Preset `paper` begins from the
-masked-pretrained weights, others from random ones unless --start or --model
-says otherwise; `tiny` is for drawn motion data on a laptop. Several GPUs:
-  torchrun --nproc-per-node 4 -m flexvideo train ..."""
-FINETUNE = """\
-Train a checkpoint on other classes: at one size, 16 x 224 px by default, as the
-paper fine-tunes. A head for other classes is replaced. Several --frames or
---sizes are drawn from, as in `train`. Everything else is as in `train`, resuming
-and several GPUs too."""
-MODELS: dict[str, Callable[..., VideoMamba]] = {
-    "laptop": partial(VideoMamba, img_size=32, patch_size=8, depth=4, embed_dim=64, num_frames=8),
-    "tiny": partial(videomamba_tiny, num_frames=16),
-    "small": partial(videomamba_small, num_frames=16),
-    "middle": partial(videomamba_middle, num_frames=16),
-}
 _PYTHON = {"None": None, "True": True, "False": False}  # what JSON writes otherwise
-_MANY_TIMES = 8  # a step over so few clips is of their augmented copies
-# What a preset starts from and draws, where nothing else is asked for.
-_STARTS: dict[str, dict[str, Any]] = {
-    "paper": {"start": "m16_k400_mask_pt_f8_res224"},
-    "tiny": {"model": "laptop", "frames": [4, 8, 16], "sizes": [24, 32, 48], "hold": "16x48"},
-}
 
 
 def add(commands: Commands) -> None:
@@ -82,7 +57,7 @@ def add(commands: Commands) -> None:
     example = "flexvideo train --data motion:short --preset tiny --out runs/a"
     parser = command(commands, "train", _train, TRAIN, example=example)
     parser.usage = "%(prog)s --data KIND:PATH --out DIR [option ...]"
-    _run_arguments(parser)
+    run_arguments(parser)
     group = parser.add_argument_group("model")
     group.add_argument("--start", type=name, metavar="CHECKPOINT", help=f"begin from {CHECKPOINT}")
     group.add_argument("--filename", metavar="F", help="which file of a folder or repository")
@@ -91,90 +66,17 @@ def add(commands: Commands) -> None:
     group.add_argument(
         "--init", choices=["mamba", "official"], default="mamba", help="of a new model (default: mamba)"
     )
-    _common_arguments(parser, preset="paper")
+    common_arguments(parser, preset="paper")
     example = "flexvideo finetune runs/a --data ucf101:/data/ucf101 --out runs/ucf101"
     parser = command(commands, "finetune", _finetune, FINETUNE, example=example)
     parser.usage = "%(prog)s CHECKPOINT --data KIND:PATH --out DIR [option ...]"
     source_arguments(parser)
-    _run_arguments(parser)
-    _common_arguments(parser, preset="paper-finetune")
-
-
-def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, type=name, metavar="DIR", help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
-    parser.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard to OUT")
-    parser.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="processes that read clips (default: 2)"
-    )
-    device_argument(parser)
-
-
-def _common_arguments(parser: argparse.ArgumentParser, *, preset: str) -> None:
-    _data_arguments(parser)
-    group = parser.add_argument_group("sizes")
-    policies = [*POLICIES, "none"]
-    group.add_argument(
-        "--policy",
-        choices=policies,
-        metavar="NAME",
-        help=f"{', '.join(policies)} (default: the checkpoint's, or static-tokens)",
-    )
-    rule_argument(parser)
-    group.add_argument("--frames", type=int, nargs="+", metavar="T", help="frame counts to draw")
-    group.add_argument("--sizes", type=int, nargs="+", metavar="R", help="sides in pixels to draw")
-    group = parser.add_argument_group("recipe", "What is not given is as in the preset.")
-    group.add_argument(
-        "--preset",
-        choices=list(PRESETS),
-        default=preset,
-        metavar="NAME",
-        help=f"{', '.join(PRESETS)} (default: {preset})",
-    )
-    for field, kind, text in (
-        ("epochs", int, "rounds of the data"),
-        ("steps", int, "optimiser steps of an epoch, instead of one pass over the data"),
-        ("tokens", int, "budget of a step, over all GPUs and accumulation"),
-        ("clips", int, "most clips of a step, where the budget holds more"),
-        ("accumulate", int, "batches that make up a step on each GPU"),
-        ("lr", float, "learning rate for 256 clips a step"),
-        ("seed", int, "of everything that is drawn"),
-    ):
-        group.add_argument(f"--{field}", type=kind, metavar="N", help=text)
-    group.add_argument(
-        "--shard", action="store_true", help="split weights and optimizer over the GPUs of torchrun (FSDP2)"
-    )
-    group.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="other fields: ema=0.999 augment=light",
-    )
-
-
-def _data_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    kinds = f"motion:short, motion:long, mocap:FILE, or one on disk: {ON_DISK}"
-    group.add_argument("--data", required=True, type=name, metavar="KIND:PATH", help=kinds)
-    group.add_argument(
-        "--split", default="train", metavar="S", help="to learn from (default: train; `none` is all)"
-    )
-    group.add_argument(
-        "--val-split", metavar="S", help="to measure on (default: val or test; `none` does not)"
-    )
-    group.add_argument("--evaluate-at", nargs="+", metavar="TxR", help="sizes to measure at: 8x96 16x224")
-    group.add_argument("--fold", metavar="N", help="split number, or protocol of Breakfast")
-    group.add_argument("--annotations", metavar="DIR", help="of the split files, if elsewhere")
-    group.add_argument("--skip-unreadable", action="store_true", help="go on without videos that fail")
-    group.add_argument(
-        "--hold", metavar="TxR", help="keep T frames of R px of every clip on the device: small sets"
-    )
+    run_arguments(parser)
+    common_arguments(parser, preset="paper-finetune")
 
 
 def _train(options: Options) -> int:
-    for field, value in _STARTS.get(options.preset, {}).items():
+    for field, value in STARTS.get(options.preset, {}).items():
         chosen = field == "start" and options.model is not None  # a new model starts from nothing
         if getattr(options, field) is None and not chosen:
             setattr(options, field, value)
@@ -209,14 +111,13 @@ def _run(options: Options, build: Callable[[Options, ClipSource], VideoMamba]) -
         if device is not None and options.device is not None:
             raise ConfigError("Under torchrun each process has a device of its own: leave --device out.")
         config = _config(options)
-        out = Path(options.out).absolute()  # which a run that is refused does not make
-        require_folder(next(folder for folder in (out, *out.parents) if folder.exists()))
+        check(options)
         device = device or device_of(options)
         source = _hold(options, _open(options, options.split), device)
         torch.manual_seed(config.seed)
         model = _with_head(build(options, source), source).to(device)
         policy = _flex(options, model)
-        _say_what_comes(options, model, policy, source, config)
+        say_what_comes(options, model, policy, source, config)
         with stopped_by_signals() as stop:
             result = train(
                 model,
@@ -233,41 +134,6 @@ def _run(options: Options, build: Callable[[Options, ClipSource], VideoMamba]) -
             )
         summarise(result)
         return 0 if result.finished else 130
-
-
-def _say_what_comes(
-    options: Options, model: VideoMamba, policy: Policy | None, source: ClipSource, config: TrainConfig
-) -> None:
-    base, drawn = sampling_of(model, policy)
-    say(f"{source.name}: {len(source)} clips, {len(source.classes)} classes; drawn by {drawn}")
-    loader = FlexLoader(
-        source,
-        policy=drawn,
-        base=base,
-        tokens=config.tokens,
-        clips=config.clips,
-        specs=config.specs,
-        steps=config.steps,
-        seed=config.seed,
-        world=rank_and_world()[1],
-        accumulate=config.accumulate,
-        augment=config.augment,
-    )
-    steps, clips = loader.steps_in(0), loader.summary(1).total()
-    say(f"first epoch: {plural(steps, 'step')} of {clips / steps:,.0f} clips on average")
-    times = clips / steps / (len(source) * config.augment.repeats)
-    if times >= _MANY_TIMES:
-        say(f"note: a step takes every clip {times:,.0f} times; --clips or --tokens makes steps smaller")
-    if options.hold is None:
-        return
-    frames, size = _frames_and_size(options.hold, "--hold")
-    specs = drawn.specs(base)
-    most, largest = max(spec.frames for spec in specs), max(max(spec.height, spec.width) for spec in specs)
-    if most > frames or largest > size:
-        say(
-            f"note: up to {most} frames of {largest} px are drawn, and --hold keeps {frames} of {size} px: "
-            "frames are repeated or enlarged where it keeps too little"
-        )
 
 
 def _config(options: Options) -> TrainConfig:
@@ -305,7 +171,7 @@ def _open(options: Options, split: str) -> ClipSource:
 def _hold(options: Options, source: ClipSource, device: torch.device | str) -> ClipSource:
     if options.hold is None:
         return source
-    frames, size = _frames_and_size(options.hold, "--hold")
+    frames, size = frames_and_size(options.hold, "--hold")
     shown = progress("clips", len(source)) if rank_and_world()[0] == 0 else nullcontext()
     with shown as bar:
         return HeldSource(source, frames=frames, size=size, device=device, progress=bar)
@@ -359,17 +225,14 @@ def _validation(
 ) -> Validation | None:
     split = options.val_split or _usual_split(options)
     if split in (None, "none") and options.evaluate_at:
-        raise ConfigError(
-            "--evaluate-at says at which sizes to measure, and there is no split to measure on: name one "
-            "with --val-split, or leave --evaluate-at out."
-        )
+        raise ConfigError(NOTHING_TO_MEASURE)
     if split is None:
         say("no split to measure on: name one with --val-split")
     if split in (None, "none"):
         return None
     held_out = _open(options, split)
     require_learnable(source, held_out)
-    sizes = [_frames_and_size(text, "--evaluate-at") for text in options.evaluate_at or ()]
+    sizes = [frames_and_size(text, "--evaluate-at") for text in options.evaluate_at or ()]
     if not sizes:
         base, drawn = sampling_of(model, policy)
         specs = sorted(drawn.specs(base), key=lambda spec: (spec.frames * spec.height, spec.frames))
@@ -381,10 +244,3 @@ def _validation(
 def _usual_split(options: Options) -> str | None:
     drawn = {"motion": "val", "mocap": "test"}.get(options.data.partition(":")[0])
     return drawn or held_out_split(options.data, annotations=options.annotations)
-
-
-def _frames_and_size(text: str, option: str) -> tuple[int, int]:
-    frames, _, size = text.partition("x")
-    if not (frames.isdigit() and size.isdigit() and int(frames) and int(size)):
-        raise ConfigError(f"{option} takes frames x pixels, such as 16x224, and got {text!r}.")
-    return int(frames), int(size)
