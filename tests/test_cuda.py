@@ -72,6 +72,15 @@ def test_without_a_device_says_why():
         assert available_backends()["cuda"] == "it needs a CUDA device."
 
 
+def test_an_old_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for capability, why in (((7, 5), "it needs a GPU of compute capability 8.0 or newer."), ((8, 0), None)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        monkeypatch.setattr(nvrtc, "unavailable", lambda _: None)
+        assert cuda.unavailable() == why
+
+
 def test_float64_is_refused():
     inputs = [x.double() for x in scan_inputs(1, 1, 2, 2, 4, device="cpu")]
     with pytest.raises(BackendError, match=r"float16 and bfloat16, got torch\.float64: use 'reference'"):

@@ -1,6 +1,6 @@
 """The Triton kernels: through Triton's interpreter on the CPU, and on a GPU."""
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
@@ -35,10 +35,27 @@ def test_in_the_interpreter():
 
 
 def test_without_a_device_says_why():
-    if importlib.util.find_spec("triton") is None:
-        assert available_backends()["triton"] == "the module 'triton' is not installed."
-    elif not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         assert available_backends()["triton"] == "it needs a CUDA device."
+
+
+@on_linux
+def test_a_compiler_is_looked_for_where_triton_does(monkeypatch):
+    triton = importlib.import_module("flexvideo.scan.triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.delenv("CC", raising=False)
+    for there in ("gcc", "clang"):
+        monkeypatch.setattr("shutil.which", lambda name, there=there: name if name == there else None)
+        assert triton.unavailable() is None
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "cc" else None)
+    assert triton.unavailable() == (
+        "Triton needs a C compiler to start a kernel, and finds none (it looks for $CC, gcc and clang)."
+    )
+    monkeypatch.setenv("CC", "/opt/bin/gcc-14")
+    assert triton.unavailable() is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert triton.unavailable() == "it needs a GPU of compute capability 8.0 or newer."
 
 
 @pytest.mark.gpu

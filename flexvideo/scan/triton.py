@@ -4,6 +4,7 @@
 what they share, `triton_norm.py` the normalisation. Float64 is left to the reference.
 """
 
+import os
 import shutil
 
 import torch
@@ -61,8 +62,10 @@ def unavailable() -> str | None:
         return "it needs a CUDA device."
     if torch.cuda.get_device_capability() < (8, 0):
         return "it needs a GPU of compute capability 8.0 or newer."
-    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
-        return "Triton needs a C compiler (gcc or clang) to start a kernel, and none is on the PATH."
+    if os.environ.get("CC") is None and not any(shutil.which(name) for name in ("gcc", "clang")):
+        return (
+            "Triton needs a C compiler to start a kernel, and finds none (it looks for $CC, gcc and clang)."
+        )
     return None
 
 
