@@ -158,6 +158,15 @@ def test_a_bad_video_is_skipped_when_asked(
     assert "bad.mp4" in content["skipped"][0]
 
 
+def test_what_is_no_result_is_named(root, tmp_path, capsys) -> None:
+    (tmp_path / "config.json").write_text('{"format": 1, "model": {}}')
+    assert main(["table", str(tmp_path / "config.json")]) == 2
+    assert "config.json is no result file of flexvideo: it has no 'gallery'." in capsys.readouterr().err
+    assert main(["table", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"flexvideo table: {tmp_path} is a folder: give the results in it, {tmp_path}/*.json.\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -1,8 +1,11 @@
 """The command that shows results side by side: `table`."""
 
 import argparse
+import os
+from pathlib import Path
 
 from flexvideo.cli.shared import Commands, Options, command, name
+from flexvideo.errors import ConfigError
 from flexvideo.evaluate import load_result
 from flexvideo.evaluate.render import FORMATS
 from flexvideo.evaluate.tables import SHAPES
@@ -34,6 +37,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _table(options: Options) -> None:
+    if folder := next(filter(os.path.isdir, options.results), None):
+        raise ConfigError(f"{folder} is a folder: give the results in it, {Path(folder) / '*.json'}.")
     results = [load_result(path) for path in options.results]
     tables = SHAPES[options.shape](results, metric=options.metric)
     print("\n\n".join(FORMATS[options.format](table) for table in tables))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -53,6 +54,7 @@ class Board:
         self.metric = metric
         self.runs: dict[Key, dict[Cell, dict[str, CellResult]]] = {}
         self.models: dict[str, Result] = {}
+        self._files: dict[Key, list[str]] = {}
         self._labels: dict[tuple[str, str], tuple[int, ...]] = {}
         self._ways: dict[tuple[str, str, str, Cell], tuple[object, object]] = {}
         first: dict[tuple[str, str], Result] = {}
@@ -60,6 +62,7 @@ class Board:
             place = (result.task, result.data)
             _require_alike(first.setdefault(place, result), result)
             self.models.setdefault(result.name, result)
+            self._files.setdefault((*place, result.name), []).append(result.filename)
             self._labels[place] = result.labels
             self._add(result)
         self.places = tuple(first)
@@ -118,6 +121,15 @@ class Board:
         values = [100 * each.metrics[self.metric].value for each in found]
         return Score(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
+    def averaged(self, task: str) -> list[tuple[str, str, int, list[str]]]:
+        """Of a task, where several runs stand in a cell: model, data set, how many at most, and the files."""
+        found = []
+        for key, cells in self.runs.items():
+            most = max(map(len, cells.values()))
+            if key[0] == task and most > 1:
+                found.append((key[2], key[1], most, self._files[key]))
+        return found
+
     def cost(self, task: str, data: str, name: str, cell: Cell) -> Cost | None:
         """What a cell costs; None where it was not measured."""
         found = self._found(task, data, name, cell)
@@ -164,7 +176,16 @@ def _require_alike(one: Result, other: Result) -> None:
         )
     for key in {**one.protocol, **other.protocol}:
         if one.protocol.get(key) != other.protocol.get(key):
+            path, first, second = _differing(key, one.protocol.get(key), other.protocol.get(key))
             raise ConfigError(
-                f"{where} differ in their protocol, so they cannot stand in one table: {key} is "
-                f"{one.protocol.get(key)} and {other.protocol.get(key)}."
+                f"{where} differ in {path} ({first} and {second}), so they cannot stand in one table: give "
+                f"either {one.filename} or {other.filename}."
             )
+
+
+def _differing(path: str, one: Any, other: Any) -> tuple[str, Any, Any]:
+    """The first place where two differ, within what holds others, and what is there."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        key = next(key for key in {**one, **other} if one.get(key) != other.get(key))
+        return _differing(f"{path}: {key}", one.get(key), other.get(key))
+    return path, one, other

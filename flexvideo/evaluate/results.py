@@ -140,7 +140,8 @@ def load_result(path: str | Path) -> Result:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{path} is no result file of flexvideo: {error}.") from error
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ConfigError(f"{path} is no result file of flexvideo: {why}.") from error
 
 
 def _result(content: Mapping[str, Any]) -> Result:

@@ -76,9 +76,9 @@ def _geometry_table(board: Board, task: str) -> Table:
     columns = ("Data set", "Model", "T", *(f"{size} px" for size in sizes))
     shown = f"{TASKS.get(task, task)}, {board.metric} in %, over frame counts T and frame sizes"
     if not board.names[1:]:
-        return Table(shown, columns, tuple(rows), frozenset(best), _run_notes(board))
+        return Table(shown, columns, tuple(rows), frozenset(best), _run_notes(board, task))
     note = f"Avg. Δ: points above {board.reference}, averaged over the sizes that both have."
-    return Table(shown, (*columns, "Avg. Δ"), tuple(rows), frozenset(best), (note, *_run_notes(board)))
+    return Table(shown, (*columns, "Avg. Δ"), tuple(rows), frozenset(best), (note, *_run_notes(board, task)))
 
 
 def difference_tables(results: Sequence[Result], *, metric: str = "top1") -> list[Table]:
@@ -141,7 +141,7 @@ def task_tables(results: Sequence[Result], *, metric: str = "top1") -> list[Tabl
         rows.append((name, *(_shown(score) + gain for score, gain in zip(line, gains, strict=True))))
     columns = ("Model", *(f"{TASKS.get(task, task)}: {data}" for task, data in board.places))
     title = f"{metric} in % at {', '.join(map(str, dict.fromkeys(cells)))} (frames x pixels)"
-    return [Table(title, columns, tuple(rows), _best(lines, 1), _run_notes(board))]
+    return [Table(title, columns, tuple(rows), _best(lines, 1), _run_notes(board, *board.tasks))]
 
 
 def _usual(board: Board, task: str, data: str) -> Cell:
@@ -180,7 +180,7 @@ def _model_table(board: Board, task: str) -> Table:
     note = "Every model is shown at its best cell (in brackets), chosen on the queries themselves."
     columns = ("Model", "Parameters", *board.sets(task), "Average")
     title = f"{TASKS.get(task, task)}, {board.metric} in %"
-    return Table(title, columns, tuple(rows), _best(lines, 2), (note, *_run_notes(board)))
+    return Table(title, columns, tuple(rows), _best(lines, 2), (note, *_run_notes(board, task)))
 
 
 def _top(board: Board, task: str, data: str, name: str) -> tuple[Score, Cell] | None:
@@ -261,9 +261,13 @@ def _cost(cost: Cost | None) -> str:
     return f"{cost.tokens:,} / {'?' if cost.gflops is None else f'{cost.gflops:.1f}'}"
 
 
-def _run_notes(board: Board) -> tuple[str, ...]:
-    counts = {len(runs) for cells in board.runs.values() for runs in cells.values()}
-    return () if counts == {1} else (f"Mean ± standard deviation over {max(counts)} runs.",)
+def _run_notes(board: Board, *tasks: str) -> tuple[str, ...]:
+    """What was averaged, for results of one name may be of other recipes than one."""
+    return tuple(
+        f"{name} on {data}: mean ± standard deviation over {most} runs, of {', '.join(files)}."
+        for task in tasks
+        for name, data, most, files in board.averaged(task)
+    )
 
 
 SHAPES: dict[str, Callable[..., list[Table]]] = {
