@@ -345,6 +345,28 @@ def test_opcheck(backend):
 
 
 @pytest.mark.unchecked
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_transforms_are_for_the_reference_too():
+    def conv(x):
+        return causal_conv(x, torch.ones(2, 4, 4), torch.zeros(2, 4), backend=name)
+
+    def tangent(x):
+        return torch.func.jvp(conv, (x,), (x,))[1]
+
+    x, name = torch.ones(1, 5, 4), "cpu"
+    compiled = torch.compile(conv, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), conv(x))
+    for function in (
+        torch.compile(tangent, backend="aot_eager"),
+        lambda x: torch.func.jvp(compiled, (x,), (x,)),
+    ):
+        with pytest.raises(BackendError, match="'cpu' has a backward pass and nothing else"):
+            function(x)
+    name = "reference"
+    torch.testing.assert_close(torch.compile(tangent, backend="aot_eager")(x), tangent(x))
+
+
+@pytest.mark.unchecked
 def test_compiles_without_breaks():
     scan = scan_inputs(b=1, l=7, d=16, dtype=torch.float32)
     compiled = torch.compile(lambda *x: selective_scan(*x) * 2, backend="aot_eager", fullgraph=True)

@@ -37,7 +37,7 @@ def backend_for(name: str, device: str, dtype: torch.dtype) -> ModuleType:
         BackendError: a backend that cannot run here, or not within a function transform.
     """
     chosen = _choose(name, device, dtype)
-    if chosen != "reference" and not torch.compiler.is_compiling() and transformed():
+    if chosen != "reference" and transformed():
         raise BackendError(
             f"The scan backend {chosen!r} has a backward pass and nothing else, and torch.func or "
             "forward-mode differentiation needs more: build the model with scan_backend='reference'."
@@ -49,6 +49,9 @@ def transformed() -> bool:
     """Whether a transform of torch.func or forward-mode AD is at work: torch would give zeros."""
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+transformed._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def check_name(name: str) -> None:
