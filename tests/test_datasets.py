@@ -12,6 +12,7 @@ import pytest
 from flexvideo.data import VideoSet, from_folder, open_dataset, read_frames, require_known_classes
 from flexvideo.data.datasets import DATASETS, first_split, held_out_split
 from flexvideo.data.files import video_files
+from flexvideo.data.lists import from_list
 from flexvideo.data.motion import MotionSet
 from flexvideo.data.records import Problem, Splits
 from flexvideo.data.sets_long import BREAKFAST_CLASSES, from_breakfast
@@ -551,9 +552,9 @@ def test_no_video_at_all(kind: str, tmp_path: Path) -> None:
     build(tmp_path)
     for path in video_files(tmp_path):
         os.unlink(path)
-    expected = (
-        "lists no video" if kind == "breakfast" else r"not one of the \d videos .* found 0 videos, none"
-    )
+    expected = r"not one of the \d videos .* found 0 videos, none"
+    if kind == "breakfast":  # has no list
+        expected = r"of 0 videos under .* none is called such as P03/cam01/P03_cereals\.avi\. Name the folder"
     with pytest.raises(DatasetError, match=expected):
         open_dataset(f"{kind}:{tmp_path}", split="train")
 
@@ -574,3 +575,31 @@ def test_every_split_opens_and_its_videos_decode(kind: str, tmp_path: Path) -> N
 def test_opening_data_sets_imports_no_decoder() -> None:
     code = "import flexvideo.data, sys; sys.exit('av' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_class_without_a_video_is_told_of(tmp_path: Path) -> None:
+    for name in ("bow", "jump", "run"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "jump" / "1.mp4").touch()
+    says = r"has folders without a video, which count as classes all the same: bow, run\.$"
+    with pytest.warns(DatasetWarning, match=says):
+        assert from_folder(tmp_path).classes == ("bow", "jump", "run")
+
+
+@pytest.mark.parametrize("content", [bytes(range(256)), "a/1.mp4,é\n".encode("utf-16")])
+def test_what_is_no_text_is_no_list(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"list\.csv is no text in UTF-8, as a list should be\.$"):
+        from_list(tmp_path / "list.csv")
+
+
+def test_lists_in_another_encoding_or_of_long_lines_are_told_in_short(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes("été.mp4,0\n".encode("latin-1"))
+    with pytest.raises(
+        DatasetError, match=r"list\.csv is not in UTF-8, in which names of files are: save it so"
+    ):
+        from_list(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_text("1 2 3 " * 5000)
+    with pytest.raises(DatasetError, match=r"[ 123]\.\.\., found 0 videos") as caught:
+        from_list(tmp_path / "list.csv")
+    assert len(str(caught.value)) < 300 + 4 * len(str(tmp_path)) + 200

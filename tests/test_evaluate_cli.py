@@ -191,6 +191,10 @@ def test_what_is_no_result_is_named(root, tmp_path, capsys) -> None:
             "Kinetics-400 needs val.csv",
         ),
         (
+            ["retrieve", "{root}/flexible.safetensors", "--data", "ucf101:{root}/none-of-it"],
+            "if it lies elsewhere, name its folder by --annotations.",
+        ),
+        (
             ["retrieve", "{root}/flexible.safetensors", "--data", "{ucf}", "--splits", "test", "test"],
             "the same clips, UCF101 test",
         ),
@@ -220,6 +224,7 @@ def test_mistakes_are_one_sentence(root, tmp_path, capsys, arguments, says) -> N
             (tmp_path / "missing" / split / name).mkdir(parents=True)
         for name in names:
             (tmp_path / "missing" / split / name / "1.mp4").write_text("never read")
+    (root / "none-of-it").mkdir(exist_ok=True)
     places = {"root": root, "ucf": f"ucf101:{root / 'ucf'}", "missing": f"folder:{tmp_path / 'missing'}"}
     typed = [argument.format(**places) for argument in arguments]
     extra = [] if "--sizes" in typed else ["--sizes", "24"]

@@ -239,8 +239,8 @@ def test_csv_says_in_every_row_what_it_belongs_to() -> None:
         ),
         (
             [VANILLA, replace(FLEXIBLE, protocol={"views": {"clips": 10}})],
-            r"'flexible' for retrieval on UCF101 differ in views: clips \(1 and 10\), so they cannot stand in "
-            r"one table: give either retrieval-UCF101-vanilla-\w+\.json or retrieval-UCF101-flexible-\w+\.js",
+            r"'flexible' for retrieval on UCF101 differ in views: clips \(1 and 10\), so they cannot stand "
+            r"in one table: give either retrieval-UCF101-vanilla-\w+\.json or retrieval-UCF101-flexible-\w+",
         ),
         (
             [VANILLA, replace(FLEXIBLE, labels=(0, 1))],

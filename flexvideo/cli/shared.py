@@ -36,9 +36,13 @@ def in_options(message: str) -> str:
         'm holds 2 weight files, a.pth, b.pth: pass --filename.'
         >>> in_options("TrainConfig: `clips` must be at least 1, or None, got 0.")
         '--clips must be at least 1, got 0.'
+        >>> in_options("if it lies elsewhere, name its folder as `annotations`.")
+        'if it lies elsewhere, name its folder by --annotations.'
     """
     message = message.replace(", set HF_TOKEN or pass token=", " or set HF_TOKEN")
     message = message.replace("overwrite=True", "--force")
+    message = re.sub(r"(folder( of .*?)?) as `annotations`", r"\1 by --annotations", message)
+    message = message.replace(", and listed in `.omitted`", "")
     own = rf"^TrainConfig: `({'|'.join(RECIPE)})` must be (.+?)(?:,? or None)?, got"
     message = re.sub(own, r"--\1 must be \2, got", message)
     message = re.sub(r"^TrainConfig: `(\w+)`", r"--set \1", message)

@@ -160,6 +160,13 @@ def from_folder(root: str | Path, *, split: str | None = None) -> VideoSet:
             f"{top} has {len(found)} folders, and no video in any of them; one folder for each class was "
             "expected, with videos inside."
         )
+    filled = {record.label for record in records}
+    if empty := [name for label, name in enumerate(classes) if name in found and label not in filled]:
+        warnings.warn(
+            f"{top} has folders without a video, which count as classes all the same: {_few(empty)}.",
+            DatasetWarning,
+            stacklevel=2,
+        )
     return VideoSet(root.name, split or "all", records, tuple(classes))
 
 

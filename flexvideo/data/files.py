@@ -1,6 +1,7 @@
 """Video files and list files on a disk, and the match between what a list names and what is there."""
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,8 @@ VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"}
 )
 NO_FILE = "no such file"
+_LONG = 300  # characters of a path that a message shows
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of bytes that are not UTF-8
 
 
 def is_video(name: str) -> bool:
@@ -169,8 +172,17 @@ def require_folder(path: str | Path) -> Path:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file that hold something; file names in odd encodings survive."""
+    """Read the lines of a text file that hold something; file names in odd encodings survive.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DatasetError: it holds zero bytes, as text in 16 bits a letter does too.
+    """
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    if "\0" in text:
+        raise DatasetError(f"{path} is no text in UTF-8, as a list should be.")
     # Tabs at the end stay, as they may separate empty columns.
     return [line.strip(" \r") for line in text.split("\n") if line.strip()]
 
@@ -199,9 +211,12 @@ def _none_there(
 ) -> str:
     if not wanted:
         return f"{title}: {source} lists no video of this split."
+    looked = wanted[0].path if len(wanted[0].path) < _LONG else f"{wanted[0].path[:_LONG]}..."
+    odd = any(_UNDECODED.search(record.path) for record in wanted)
+    encoding = f" {source} is not in UTF-8, in which names of files are: save it so." if odd else ""
     there = f"such as {next(iter(files.values()))}" if files else "none"
     return (
         f"{title}: not one of the {plural(len(wanted), 'video')} that {source} lists is under {root}; looked "
-        f"for {wanted[0].path}, found {plural(len(files), 'video')}, {there}. Name the folder that holds the "
-        "videos."
+        f"for {looked}, found {plural(len(files), 'video')}, {there}. Name the folder that holds the videos."
+        f"{encoding}"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flexvideo.data.files import by_key, find_lists, match, require_folder, stem, video_files
 from flexvideo.data.lists import read_rows
-from flexvideo.data.records import Problem, Splits, VideoRecord, VideoSet
+from flexvideo.data.records import Problem, Splits, VideoRecord, VideoSet, plural
 from flexvideo.data.sets_fine import load_json, required
 from flexvideo.errors import ConfigError, DatasetError, DatasetWarning
 
@@ -109,6 +109,11 @@ def from_breakfast(
     files = by_key(video_files(root), lambda path: "-".join([*Path(path).parts[-3:-1], stem(path)]))
     if annotations is None:
         names, source = sorted(name for name in files if _BREAKFAST_NAME.fullmatch(name)), root
+        if not names:
+            raise DatasetError(
+                f"{title}: of {plural(len(files), 'video')} under {root} none is called such as "
+                "P03/cam01/P03_cereals.avi. Name the folder that holds the videos."
+            )
         _warn_if_few(names, root)
     else:
         names, source = _breakfast_names(root, annotations), Path(annotations)
