@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ from flexvideo.models import VideoMamba
 from flexvideo.policy import Policy, policy_of
 from flexvideo.swap import flex_config, make_flexible
 from flexvideo.train import PRESETS, TrainConfig, Validation, processes, replace_head, train
+from flexvideo.train.checkpoint import checkpoints
 from flexvideo.train.distributed import rank_and_world
 from flexvideo.train.interrupt import stopped_by_signals
 from flexvideo.train.setup import sampling_of
@@ -117,6 +119,8 @@ def _run(options: Options, build: Callable[[Options, ClipSource], VideoMamba]) -
         torch.manual_seed(config.seed)
         model = _with_head(build(options, source), source).to(device)
         policy = _flex(options, model)
+        if options.resume and not checkpoints(Path(options.out)):
+            say(f"note: no checkpoint in {options.out}, starting from step 1")
         say_what_comes(options, model, policy, source, config)
         with stopped_by_signals() as stop:
             result = train(

@@ -78,6 +78,8 @@ def _compare_held(hold: str, drawn: Policy, base: Base) -> None:
 
 def _require_memory(tokens: int, needed: int, config: TrainConfig) -> None:
     """Without this the kernel ends a run that outgrows the memory, and says nothing."""
+    if not hasattr(os, "sysconf"):  # on Windows
+        return
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 2 * needed < there:
         return

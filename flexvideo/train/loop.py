@@ -19,6 +19,7 @@ from flexvideo.errors import TrainingError
 from flexvideo.geometry import ClipSpec
 from flexvideo.policy import Policy
 from flexvideo.train.checkpoint import Progress, save_checkpoint
+from flexvideo.train.claim import claimed
 from flexvideo.train.config import TrainConfig
 from flexvideo.train.distributed import any_of, summed
 from flexvideo.train.log import Log, Report, read_log
@@ -95,7 +96,8 @@ def train(
         stop: asked after every step; when it says True, a checkpoint is written and the training ends.
 
     Raises:
-        TrainingError: the folder holds a run and `resume` is not set, or the loss is not a number any more.
+        TrainingError: the folder holds a run and `resume` is not set, or a model without a checkpoint, or
+            another run writes to it; or the loss is not a number any more.
         CheckpointError: a checkpoint of another run, or one that cannot be written.
         ConfigError: a model or a policy that does not fit the data, `shard` in one process alone, or a folder
             that cannot be made or written.
@@ -116,11 +118,11 @@ def train(
         ('jump', 'bow')
     """
     training = Training(model, source, config=config, out=Path(out), policy=policy, workers=workers)
-    training.place(resume=resume)
-    log = None
-    if training.rank == 0:
-        log = Log(training.out, done=training.progress.done, tensorboard=tensorboard, report=report)
-    with _reproducible(training.device):
+    with claimed(training.out), _reproducible(training.device):
+        training.place(resume=resume)
+        log = None
+        if training.rank == 0:
+            log = Log(training.out, done=training.progress.done, tensorboard=tensorboard, report=report)
         return _Loop(training, log, evaluate, criterion, stop).run()
 
 

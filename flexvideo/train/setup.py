@@ -23,6 +23,7 @@ from flexvideo.train.ema import Ema
 from flexvideo.train.groups import param_groups
 from flexvideo.train.identity import defaults, identity
 from flexvideo.train.log import read_log
+from flexvideo.train.output import WEIGHTS
 from flexvideo.train.schedule import learning_rate
 from flexvideo.train.start import set_drop_path
 from flexvideo.train.validation import normalisation
@@ -100,6 +101,11 @@ class Training:
         """Go to the beginning of the run, or to its last checkpoint."""
         require_folder(self.out)
         found = checkpoints(self.out)
+        if not found and (self.out / WEIGHTS).exists():
+            raise TrainingError(
+                f"{self.out} holds a model, which a new run would write over, and no checkpoint to go on "
+                "from: choose another folder (--start begins with its weights)."
+            )
         if not resume and (found or read_log(self.out)):
             raise TrainingError(
                 f"{self.out} holds a run already: resume it (--resume), or choose another folder."
