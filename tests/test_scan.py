@@ -485,6 +485,15 @@ def test_shapes_that_do_not_belong_together(at, backend):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("sizes", [{"k": 3, "l": 5}, {"k": 2, "l": 0}])
+def test_directions_and_tokens_that_no_kernel_is_made_for(backend, sizes):
+    for function, made in ((selective_scan, scan_inputs), (causal_conv, conv_inputs)):
+        found = f"at least 1 token, got {sizes['k']} and {sizes['l']}"
+        with pytest.raises(GeometryError, match=f"A scan takes 1 or 2 directions and {found}"):
+            function(*made(**sizes, dtype=torch.float32), backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_tensors_on_several_devices(backend):
     for function, made in ((selective_scan, scan_inputs), (causal_conv, conv_inputs)):
         for at in range(1, len(made())):

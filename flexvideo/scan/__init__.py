@@ -54,7 +54,7 @@ def selective_scan(
         backend: "auto" or a name of `available_backends()`.
 
     Raises:
-        GeometryError: shapes that do not belong together.
+        GeometryError: shapes that do not belong together, other directions than 1 or 2, no tokens.
         ConfigError: an unknown backend.
         BackendError: a backend that cannot run here, or tensors on several devices.
 
@@ -68,6 +68,7 @@ def selective_scan(
     Source: Mamba (arXiv 2312.00752), algorithm 2; both directions as in Vision Mamba (arXiv 2401.09417).
     """
     (k, b, l, d), n = u.shape, A.shape[-1]
+    _check_sizes(k, l)
     _check("delta", delta, (k, b, l, d), u.device)
     _check("A", A, (k, d, n), u.device)
     _check("B", B, (k, b, l, n), u.device)
@@ -95,7 +96,7 @@ def causal_conv(
         backend: "auto" or a name of `available_backends()`.
 
     Raises:
-        GeometryError: shapes that do not belong together.
+        GeometryError: shapes that do not belong together, other directions than 1 or 2, no tokens.
         ConfigError: an unknown backend.
         BackendError: a backend that cannot run here, or tensors on several devices.
 
@@ -106,6 +107,7 @@ def causal_conv(
         torch.Size([2, 1, 5, 4])
     """
     k, d, w = weight.shape
+    _check_sizes(k, x.shape[1])
     _check("weight", weight, (k, x.shape[-1], w), x.device)
     _check("bias", bias, (k, d), x.device)
     module = backend_for(backend, x.device.type, x.dtype)
@@ -130,6 +132,12 @@ def fused_operators(x: Float[Tensor, "b l d"], *, backend: str = "auto") -> Fuse
         True
     """
     return getattr(backend_for(backend, x.device.type, x.dtype), "FUSED", None)
+
+
+def _check_sizes(k: int, l: int) -> None:
+    """Refuse what no kernel is made for."""
+    if k not in (1, 2) or l == 0:
+        raise GeometryError(f"A scan takes 1 or 2 directions and at least 1 token, got {k} and {l}.")
 
 
 def _check(name: str, x: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
