@@ -1,4 +1,19 @@
-"""Run and train any video state-space model at any frame count, frame size and patch size."""
+"""Run and train any video state-space model at any frame count, frame size and patch size.
+
+What is at hand here, each with a docstring of its own:
+
+- A model becomes flexible: make_flexible, restore, bake, prewarm, graphed.
+- What would flex, and whether it does: plan_for, verify, register_family, Plan, Table, State.
+- Policies: StaticTokens, StaticPatch, Temporal, FlexiViT, FlexAll; Policy, policy_of, flex_config.
+- Sizes: Base, ClipSpec, Geometry.
+- Weights: load, save, describe, convert, list_pretrained, PretrainedFile.
+- VideoMamba, and its sizes: videomamba_tiny, videomamba_small, videomamba_middle, videomamba_base.
+- Videos: read_clip, write_video.
+- Features: extract_features, save_features, load_features, feature_settings.
+
+Data sets, training and measuring are in `flexvideo.data`, `flexvideo.train` and `flexvideo.evaluate`, scan
+backends in `flexvideo.scan`, errors in `flexvideo.errors`.
+"""
 
 from flexvideo import families_hf as families_hf
 from flexvideo import families_hf_images as families_hf_images

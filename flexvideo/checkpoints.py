@@ -42,7 +42,8 @@ def load(
     Reads what `save_pretrained` writes, official .pth files and safetensors, under any common wrapper or
     prefix; the shapes of the tensors say which model it is. A model saved flexible, or loaded with a policy
     or a rule, comes back flexible; any other comes back plain. Pickles that hold code are refused. What a
-    file lacks, or what was left out of it, is said in one warning.
+    file lacks, or what was left out of it, is said in one warning. Another scan backend than "auto" is named
+    afterwards, as `block.mixer.scan_backend` of every block in `model.layers`.
 
     Args:
         repo_or_path: a file, a folder, a repository ("owner/name"), or a name in `list_pretrained()`.
