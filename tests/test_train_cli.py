@@ -86,7 +86,7 @@ def test_a_run_that_is_resumed_and_one_that_is_not(tmp_path, capsys):
     assert run(tmp_path, "--resume") == 0
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert run(tmp_path, "--resume", "--lr", "7") == 2
-    assert "is a checkpoint of another run: config.lr was" in (said := capsys.readouterr().err)
+    assert "is a checkpoint of another run: --lr was" in (said := capsys.readouterr().err)
     assert "start a new one in another folder (--start begins with its weights)." in said
 
 

@@ -36,6 +36,8 @@ def in_options(message: str) -> str:
         'm holds 2 weight files, a.pth, b.pth: pass --filename.'
         >>> in_options("TrainConfig: `clips` must be at least 1, or None, got 0.")
         '--clips must be at least 1, got 0.'
+        >>> in_options("config.epochs was 2 and is 3; config.ema was None and is 0.9")
+        '--epochs was 2 and is 3; --set ema was None and is 0.9'
         >>> in_options("if it lies elsewhere, name its folder as `annotations`.")
         'if it lies elsewhere, name its folder by --annotations.'
     """
@@ -46,6 +48,10 @@ def in_options(message: str) -> str:
     own = rf"^TrainConfig: `({'|'.join(RECIPE)})` must be (.+?)(?:,? or None)?, got"
     message = re.sub(own, r"--\1 must be \2, got", message)
     message = re.sub(r"^TrainConfig: `(\w+)`", r"--set \1", message)
+    message = message.replace("`shard`", "--shard")
+    message = re.sub(rf"\bconfig\.({'|'.join(RECIPE)}) was", r"--\1 was", message)
+    message = re.sub(r"\bconfig\.([\w.]+) was", r"--set \1 was", message)
+    message = re.sub(r"\btraining policy\.(frames|sizes) was", r"--\1 was", message)
     message = re.sub(r"\b(filename|revision)=(?=')", r"--\1 ", message)
     return re.sub(r"\b(filename|revision)=", r"--\1", message)
 

@@ -58,6 +58,7 @@ def add(commands: Commands) -> None:
     """Register the commands."""
     example = "flexvideo train --data motion:short --preset tiny --out runs/a"
     parser = command(commands, "train", _train, TRAIN, example=example)
+    parser.set_defaults(from_preset=())
     parser.usage = "%(prog)s --data KIND:PATH --out DIR [option ...]"
     run_arguments(parser)
     group = parser.add_argument_group("model")
@@ -71,6 +72,7 @@ def add(commands: Commands) -> None:
     common_arguments(parser, preset="paper")
     example = "flexvideo finetune runs/a --data ucf101:/data/ucf101 --out runs/ucf101"
     parser = command(commands, "finetune", _finetune, FINETUNE, example=example)
+    parser.set_defaults(from_preset=())
     parser.usage = "%(prog)s CHECKPOINT --data KIND:PATH --out DIR [option ...]"
     source_arguments(parser)
     run_arguments(parser)
@@ -78,10 +80,13 @@ def add(commands: Commands) -> None:
 
 
 def _train(options: Options) -> int:
+    asked = {"start": options.start is not None or options.model is not None}
+    asked["model"] = asked["start"]
+    asked["frames"] = asked["sizes"] = options.start is not None or options.policy == "none"
     for field, value in STARTS.get(options.preset, {}).items():
-        chosen = field == "start" and options.model is not None  # a new model starts from nothing
-        if getattr(options, field) is None and not chosen:
+        if getattr(options, field) is None and not asked.get(field):
             setattr(options, field, value)
+            options.from_preset = (*options.from_preset, field)
     return _run(options, _new_or_started)
 
 
@@ -207,7 +212,12 @@ def _flex(options: Options, model: VideoMamba) -> Policy | None:
         return None
     if options.policy == "none":
         raise ConfigError("The checkpoint is flexible, so --policy none does not apply: leave it out.")
-    chosen = policy_of(options.policy or (flex_config(model)["policy"] if not plain else "static-tokens"))
+    own_policy = None if plain else flex_config(model)["policy"]
+    if own_policy is not None and options.policy not in (None, own_policy["name"]):
+        say(
+            f"note: the checkpoint records policy {own_policy['name']}, and is trained under {options.policy}"
+        )
+    chosen = policy_of(options.policy or own_policy or "static-tokens")
     drawn = _narrowed(chosen, options, base)
     make_flexible(model, policy=chosen if options.command == "finetune" else drawn, rule=options.rule)
     return drawn
@@ -215,13 +225,20 @@ def _flex(options: Options, model: VideoMamba) -> Policy | None:
 
 def _narrowed(policy: Policy, options: Options, base: Base) -> Policy:
     changes = {"frames": options.frames} if options.frames else {}
-    if options.sizes:
-        if not hasattr(policy, "sizes"):
-            if options.sizes == [base.height]:
-                return replace(policy, **changes)
-            raise ConfigError(f"Policy {policy.name!r} keeps the model's own frame size: leave --sizes out.")
+    preset = "sizes" in options.from_preset
+    if options.sizes and hasattr(policy, "sizes"):
         changes["sizes"] = options.sizes
-    return replace(policy, **changes)
+    elif options.sizes and not preset and options.sizes != [base.height]:
+        raise ConfigError(f"Policy {policy.name!r} keeps the model's own frame size: leave --sizes out.")
+    try:
+        return replace(policy, **changes)
+    except ConfigError as error:
+        if not preset:
+            raise
+        sizes = ", ".join(map(str, options.sizes))
+        raise ConfigError(
+            f"The preset {options.preset!r} sets sizes {sizes}, and with these: {error} Give --sizes for it."
+        ) from error
 
 
 def _validation(
