@@ -290,7 +290,7 @@ def _report(options: Options, results: list[Result]) -> None:
         if result.gallery:
             counts += f", {result.searched:,} of {result.gallery.split}"
         omitted = result.queries.omitted + (result.gallery.omitted if result.gallery else 0)
-        lost = ((len(result.skipped), "could not be read"), (omitted, "are listed and not there"))
+        lost = ((len(result.skipped), "could not be read"), (omitted, "listed, but not there"))
         counts += "".join(f"; {count:,} {what}" for count, what in lost if count)
         print(f"\n{counts}\nresult: {path}\n")
 
