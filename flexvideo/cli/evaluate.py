@@ -175,14 +175,12 @@ def _retrieve(options: Options) -> None:
 
 def _probe(options: Options) -> None:
     test, train = _pair(options, None)
-    probed = linear_probe(train, test, name=options.name, probe=Probe(method=options.method))
-    _report(options, [probed])
+    _report(options, [linear_probe(train, test, name=options.name, probe=Probe(method=options.method))])
 
 
 def _evaluate(options: Options) -> None:
     require_folder(options.out)
-    _, split = _splits(options)
-    source = _source(options, split)
+    source = _source(options, _splits(options)[1])
     model = _model(options)
     inner = model.model if isinstance(model, NativeSize) else model
     data = source.listed().name
