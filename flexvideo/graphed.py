@@ -64,7 +64,7 @@ class Graphed(Generic[Model]):
             self._graphs.clear()
             self._watch()
         low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        kind = (clip.shape, clip.dtype, tuple(patch) if isinstance(patch, list) else patch, low)
+        kind = (clip.shape, clip.dtype, clip.device, tuple(patch) if isinstance(patch, list) else patch, low)
         with torch.inference_mode(False), torch.no_grad():
             captured = self._graphs.get(kind)
             if captured is None:
