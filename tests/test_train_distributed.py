@@ -244,7 +244,7 @@ def test_one_process_has_nobody_to_share_with(tmp_path: Path, capsys: pytest.Cap
         toy_train(tmp_path / "out", config=SHARDED)
     data = ["--data", "motion:short:1", "--preset", "tiny", "--hold", "2x16", "--val-split", "none"]
     assert main(["train", *data, "--shard", "--out", str(tmp_path / "out")]) == 2
-    assert "or leave `--shard` out." in capsys.readouterr().err
+    assert "or leave --shard out." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
