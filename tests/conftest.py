@@ -8,6 +8,7 @@ import torch
 from packages import installed, package
 
 from flexvideo import Geometry
+from flexvideo.data.motion import MotionSet
 
 torch.set_num_threads(1)
 # Before any test: torch's exporter imports transformers too, and then without a torchvision that works.
@@ -47,3 +48,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if gpu:
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=gpu)
+
+
+@pytest.fixture
+def few_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clips of three actions: the set itself would take a minute to draw."""
+    original = MotionSet.__init__
+
+    def few(self, *arguments, **settings):
+        original(self, *arguments, **settings | {"per_class": 2, "actions": ("jump", "bow", "sit_down")})
+
+    monkeypatch.setattr(MotionSet, "__init__", few)

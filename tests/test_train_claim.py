@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_train_cli import _small_data, run  # noqa: F401  (a fixture, which every run here needs)
-from training import toy_train, weights
+from training import run, toy_train, weights
 
 from flexvideo.errors import TrainingError
 from flexvideo.train.checkpoint import FOLDER, checkpoints
 from flexvideo.train.claim import FILE, claimed
 
+pytestmark = pytest.mark.usefixtures("few_clips")
 HOLD = """
 import fcntl, sys, time
 file = open(sys.argv[1], "w")

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from training import toy_model
+from training import run, toy_model
 
 import flexvideo as fv
 from flexvideo.cli import main
@@ -18,23 +18,7 @@ from flexvideo.train.checkpoint import checkpoints
 from flexvideo.train.interrupt import stopped_by_signals
 from flexvideo.weights import read_weights
 
-TINY = ["--frames", "2", "3", "--sizes", "16", "24", "--tokens", "192", "--steps", "2", "--device", "cpu"]
-ONCE = ["--epochs", "1", "--workers", "0", "--val-split", "none", "--hold", "4x24"]
-
-
-@pytest.fixture(autouse=True)
-def _small_data(monkeypatch: pytest.MonkeyPatch):
-    """Two clips of three actions: the set itself would take a minute to draw."""
-    original = MotionSet.__init__
-
-    def few(self, *arguments, **settings):
-        original(self, *arguments, **settings | {"per_class": 2, "actions": ("jump", "bow", "sit_down")})
-
-    monkeypatch.setattr(MotionSet, "__init__", few)
-
-
-def run(out, *more: str, command: tuple[str, ...] = ("train", "--preset", "tiny")) -> int:
-    return main([*command, "--data", "motion:short", *TINY, *ONCE, "--out", str(out), *more])
+pytestmark = pytest.mark.usefixtures("few_clips")
 
 
 def test_from_data_to_a_model_that_is_read(tmp_path, capsys):

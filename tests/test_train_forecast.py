@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_train_cli import _small_data, run  # noqa: F401  (a fixture, which every run here needs)
-from training import CONFIG, PLAIN, POLICY, toy_model
+from training import CONFIG, PLAIN, POLICY, run, toy_model
 
 import flexvideo as fv
 from flexvideo.data.sampler import StepSampler, clip_tokens
 from flexvideo.train.footprint import _kept, step_memory
 from flexvideo.train.setup import sampling_of
 
+pytestmark = pytest.mark.usefixtures("few_clips")
 BASE = sampling_of(toy_model(), None)[0]
 
 

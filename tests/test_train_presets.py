@@ -1,7 +1,6 @@
 """What a preset sets gives way to what is asked for, and is named where it does not fit."""
 
 import pytest
-from test_train_cli import _small_data  # noqa: F401  (a fixture, which every run here needs)
 from training import toy_model
 
 import flexvideo as fv
@@ -10,6 +9,7 @@ from flexvideo.cli.shared import in_options
 from flexvideo.cli.trainoptions import STARTS
 from flexvideo.train import PRESETS
 
+pytestmark = pytest.mark.usefixtures("few_clips")
 ONCE = ["--data", "motion:short", "--steps", "1", "--epochs", "1", "--workers", "0", "--val-split", "none"]
 
 

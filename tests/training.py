@@ -8,6 +8,7 @@ from small import build
 from torch import nn
 
 import flexvideo as fv
+from flexvideo.cli import main
 from flexvideo.data.augment import AUGMENTS
 from flexvideo.data.source import ClipSource
 from flexvideo.train import TrainConfig, TrainResult, train
@@ -25,6 +26,9 @@ CONFIG = TrainConfig(
     checkpoint_every=1,
 )
 POLICY = fv.StaticTokens(frames=(2, 3), sizes=(16, 24))
+# of the command
+TINY = ["--frames", "2", "3", "--sizes", "16", "24", "--tokens", "192", "--steps", "2", "--device", "cpu"]
+ONCE = ["--epochs", "1", "--workers", "0", "--val-split", "none", "--hold", "4x24"]
 
 
 class ToySource(ClipSource):
@@ -68,3 +72,7 @@ def weights(out: Path) -> bytes:
 
 
 PLAIN = replace(CONFIG, tokens=CONFIG.tokens // 2, augment=AUGMENTS["none"], drop_path=0.0, ema=None)
+
+
+def run(out, *more: str, command: tuple[str, ...] = ("train", "--preset", "tiny")) -> int:
+    return main([*command, "--data", "motion:short", *TINY, *ONCE, "--out", str(out), *more])

@@ -16,7 +16,7 @@ from flexvideo.policy import Policy
 from flexvideo.train import TrainConfig
 from flexvideo.train.distributed import rank_and_world
 from flexvideo.train.footprint import step_memory
-from flexvideo.train.setup import sampling_of
+from flexvideo.train.setup import drawing, sampling_of
 
 _MANY_TIMES = 8  # a step over so few clips is of their augmented copies
 _GIB = 2**30
@@ -39,19 +39,7 @@ def say_what_comes(
     """
     base, drawn = sampling_of(model, policy)
     say(f"{source.name}: {len(source)} clips, {len(source.classes)} classes; drawn by {drawn}")
-    loader = FlexLoader(
-        source,
-        policy=drawn,
-        base=base,
-        tokens=config.tokens,
-        clips=config.clips,
-        specs=config.specs,
-        steps=config.steps,
-        seed=config.seed,
-        world=rank_and_world()[1],
-        accumulate=config.accumulate,
-        augment=config.augment,
-    )
+    loader = FlexLoader(source, policy=drawn, base=base, world=rank_and_world()[1], **drawing(config))
     steps, clips = loader.steps_in(0), loader.summary(1).total()
     say(f"first epoch: {plural(steps, 'step')} of {clips / steps:,.0f} clips on average")
     times = clips / steps / (len(source) * config.augment.repeats)

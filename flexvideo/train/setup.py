@@ -57,24 +57,17 @@ class Training:
         self.rank, self.world = rank_and_world()
         base, drawn = sampling_of(model, policy)
         self.identity = identity(model, source, policy=drawn, config=config, world=self.world)
+        settings: dict[str, Any] = {**drawing(config), **normalisation(model)}
         self.loader = FlexLoader(
             source,
             policy=drawn,
             base=base,
-            tokens=config.tokens,
-            clips=config.clips,
-            specs=config.specs,
-            steps=config.steps,
-            seed=config.seed,
             rank=self.rank,
             world=self.world,
-            accumulate=config.accumulate,
             workers=workers,
-            augment=config.augment,
-            balanced=config.balanced,
             device=self.device,
             pin_memory=self.device.type == "cuda",
-            **normalisation(model),
+            **settings,
         )
         sharding = None
         if config.shard:
@@ -134,6 +127,20 @@ class Training:
             first=scale * config.warmup_lr,
             last=scale * config.min_lr,
         )
+
+
+def drawing(config: TrainConfig) -> dict[str, Any]:
+    """Arguments of the loader that the recipe decides.
+
+    Args:
+        config: the recipe.
+
+    Example:
+        >>> drawing(TrainConfig(tokens=99))["tokens"]
+        99
+    """
+    names = ("tokens", "clips", "specs", "steps", "seed", "accumulate", "augment", "balanced")
+    return {name: getattr(config, name) for name in names}
 
 
 def sampling_of(model: nn.Module, policy: Policy | str | Mapping[str, Any] | None) -> tuple[Base, Policy]:
